@@ -1,0 +1,98 @@
+"""A run's state on disk: one safetensors file, replaced atomically, with no pickle in it.
+
+It holds the model's tensors, the optimizer's state by parameter name, and as metadata the optimizer's settings and
+whatever plain values the run needs to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as pack
+from torch import Tensor, nn
+
+from compress.errors import UsageError
+
+FILE = "checkpoint.safetensors"
+FORMAT = 1  # goes up whenever an older file could not be gone on from
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a checkpoint holds."""
+
+    state: dict[str, Any]  # as `save` was given it
+    groups: list[dict[str, Any]]  # the optimizer's, its parameters by name
+    tensors: dict[str, Tensor]  # model/NAME, optimizer/NAME/KEY
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Write model, optimizer and state; a reader sees the old file or the new one, never a part.
+
+    Raises OSError where the disk is full or may not be written; then the old file is as it was.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for parameter, values in optimizer.state.items():
+        tensors |= {f"optimizer/{names[id(parameter)]}/{key}": value for key, value in values.items()}
+    groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+    said = json.dumps({"format": FORMAT, "state": state, "groups": groups}, sort_keys=True, allow_nan=False)
+    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}  # tied ones apart
+    partial = folder / (FILE + ".new")
+    try:
+        with partial.open("wb") as file:
+            file.write(pack(copies, {"checkpoint": said}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / FILE)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def load(folder: Path) -> Saved | None:
+    """What was saved last, or None where nothing was. Raises UsageError for a broken or foreign file."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            said = json.loads(file.metadata()["checkpoint"])
+            if said["format"] != FORMAT:
+                raise ValueError("another version of compress wrote it")
+            return Saved(said["state"], said["groups"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{path}: not a whole checkpoint of this version of compress; remove {folder.name} and start afresh"
+        ) from None
+
+
+def restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load the tensors into a model of the saved shapes, and the state into an optimizer made for it.
+
+    Raises UsageError where the model has other tensors, or other shapes.
+    """
+    own = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    given = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("model/")}
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()}.items() for tensors in (own, given)]
+    if odd := sorted(name for name, _ in shapes[0] ^ shapes[1]):
+        name = odd[0].removeprefix("model/")
+        raise UsageError(f"the model is not the one of the interrupted run: {name} is missing or of another shape")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+    parameters = dict(model.named_parameters())
+    for name, tensor in saved.tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "optimizer":
+            owner, _, key = rest.rpartition("/")
+            optimizer.state[parameters[owner]][key] = tensor.to(parameters[owner].device)
+    for group, values in zip(optimizer.param_groups, saved.groups, strict=True):
+        group.update({**values, "params": [parameters[name] for name in values["params"]]})

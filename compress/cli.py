@@ -1,0 +1,372 @@
+"""The command line: every command reads its options, calls one function, and says what came of it.
+
+Heavy packages are imported inside the commands that need them: `--help` is instant, and `verify` needs no torch. What
+can go wrong has an exit code (see `errors`) and is said in a sentence that begins with "compress: "; results go to
+stdout, all else to stderr.
+"""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress import __version__
+from compress.console import hang_up, plan_json, plan_lines, result_lines, say, telling
+from compress.errors import ArtifactError, CompressError, Infeasible, Interrupted, UsageError
+from compress.workplace import UNWRITABLE
+
+
+class _Stopped(click.ClickException):
+    """What the command line says before it leaves with a code."""
+
+    def __init__(self, said: str, code: int) -> None:
+        super().__init__(said)
+        self.code = code
+
+
+class Command(click.Command):
+    """A command whose errors become one sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; whatever it raises leaves as `_Stopped`."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BaseException as error:
+            raise _stopped(error, ctx) from None
+
+
+class Commands(click.Group):
+    """All commands, and the one way out."""
+
+    command_class = Command
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command and leave with its exit code."""
+        with suppress(ValueError):  # where this is not the main thread, signals are somebody else's
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is cleaned up
+        try:
+            code = super().main(*args, **{**extra, "prog_name": "compress", "standalone_mode": False})
+        except click.ClickException as error:
+            said = error.format_message()
+            say(f"compress: {said}{'' if said.endswith(('.', '?')) else '.'}", err=True)
+            code = error.code if isinstance(error, _Stopped) else error.exit_code
+        except click.Abort:  # Ctrl-C before a command began
+            say("compress: interrupted.", err=True)
+            code = Interrupted.exit_code
+        except SystemExit:  # click leaves so only where nobody reads its help any more
+            hang_up(sys.stdout)
+            code = 0
+        sys.exit(code)
+
+
+def _stopped(error: BaseException, ctx: click.Context) -> click.ClickException:
+    """Turn any exception into what the command line says and the code it leaves with."""
+    kind = type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted("interrupted")
+    elif isinstance(error, SystemExit):
+        error = UsageError(f"Code that was loaded for this command called sys.exit({error.code!r}); a module must not.")
+    elif isinstance(error, OSError) and error.errno in UNWRITABLE:
+        where = f"{error.filename}: " if error.filename else ""
+        error = UsageError(f"{where}{error.strerror}.")
+    elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+        error = UsageError("Out of memory; take a smaller train.batch, or a machine with more.")
+    if isinstance(error, CompressError):
+        said, code = str(error), error.exit_code
+    else:
+        where = _keep_traceback(error, ctx.params.get("out") or f"compress-{ctx.info_name}")
+        said, code = f"{kind}: this is a fault of compress, not yours; {where}", CompressError.exit_code
+    return _Stopped(said, code)
+
+
+def _keep_traceback(error: BaseException, beside: str) -> str:
+    """Write a traceback where COMPRESS_TRACEBACK says, or beside the output; say where it is."""
+    text = "".join(traceback.format_exception(error))
+    if not os.environ.get("COMPRESS_TRACEBACK"):
+        for folder in (Path(beside).parent, Path(tempfile.gettempdir())):
+            with suppress(OSError):
+                path = folder / f"{Path(beside).name}.traceback.txt"
+                path.write_text(text, encoding="utf-8")
+                return f"the traceback is in {path}."
+    say(text, err=True)
+    return "the traceback is above."
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+def _pairs(ctx: click.Context, option: click.Parameter, said: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in said]
+    if wrong := [text for text, (key, equals, _) in zip(said, pairs, strict=True) if not (key.strip() and equals)]:
+        raise click.BadParameter(f"{wrong[0]!r} is not KEY=VALUE; write --set train.lr=0.05")
+    return {key: value for key, _, value in pairs}
+
+
+def _numbers(kind: type, like: str) -> Callable[..., tuple[Any, ...] | None]:
+    def read(ctx: click.Context, option: click.Parameter, said: str | None) -> tuple[Any, ...] | None:
+        try:
+            return None if said is None else tuple(kind(part) for part in said.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{said!r} is not numbers with commas between them; write {like}") from None
+
+    return read
+
+
+def _arguments(ctx: click.Context, option: click.Parameter, said: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(said)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise click.BadParameter(f"{said!r} is not a JSON object; write --args '{{\"classes\": 10}}'")
+    return arguments
+
+
+_LIMITS = "43MFLOPs, 0.58Mparams, 2.4MB, 50%, or several with commas between them"
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+_budget = click.option("--budget", metavar="LIMITS", help=f"Replace the recipe's whole budget: {_LIMITS}.")
+_set = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_pairs,
+    help="Set one key of the recipe; again for more.",
+)
+_args = click.option(
+    "--args",
+    metavar="JSON",
+    default="{}",
+    callback=_arguments,
+    help="""Arguments of the factory: '{"classes": 10}'.""",
+)
+_input = click.option(
+    "--input",
+    "shape",
+    metavar="C,H,W",
+    callback=_numbers(int, "3,32,32"),
+    help="Channels, height and width of an image.  [default: the data's]",
+)
+_mean = click.option(
+    "--mean",
+    metavar="M,..",
+    callback=_numbers(float, "0.49,0.48,0.45"),
+    help="Means of the channels in training, of pixels from 0 to 1.  [default: the data's]",
+)
+_std = click.option(
+    "--std",
+    metavar="S,..",
+    callback=_numbers(float, "0.25,0.24,0.26"),
+    help="Their standard deviations.  [default: the data's]",
+)
+_new_folder = "Folder to write, which must not exist.  [default: runs/{}, or with the next free number]"
+
+
+def _import_from_here() -> None:
+    """Let factories be found in the current folder, as they are with `python -m compress`; installed ones go first."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def _print_json(value: Any) -> None:
+    say(json.dumps(value, indent=1, sort_keys=True))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.version_option(__version__, prog_name="compress", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """From a recipe to a compact, deployable network that keeps a hard budget.
+
+    \b
+    Exit codes: 0 the budget is kept; 1 it is not, or the required accuracy is
+    missed; 2 something given cannot be used; 3 no network of the family can keep
+    the budget, known before training; 4 a file is broken, foreign or wrong;
+    70 a fault of compress; 130 interrupted (`run --resume` goes on).
+    """
+    if ctx.invoked_subcommand is None:
+        say(ctx.get_help(), err=True)
+        ctx.exit(UsageError.exit_code)
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("recipe")
+@_budget
+@click.option("--out", help=_new_folder.format("RECIPE"))
+@click.option("--seed", type=int, metavar="N", help="Replace the recipe's seed.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@_set
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@_json
+def run(
+    recipe: str,
+    budget: str | None,
+    out: str | None,
+    seed: int | None,
+    device: str,
+    overrides: dict[str, str],
+    resume: bool,
+    as_json: bool,
+) -> int:
+    """Train and compress as RECIPE says, and write a network that keeps the budget, with its report."""
+    from compress.recipe import read
+
+    if seed is not None:
+        overrides["seed"] = str(seed)
+    read(recipe, overrides, budget)  # mistakes in it are told at once: importing torch takes seconds
+    from compress.run import run as carry_out
+
+    _import_from_here()
+    with telling(quiet=as_json) as tell:
+        result = carry_out(recipe, budget=budget, out=out, device=device, resume=resume, overrides=overrides, tell=tell)
+    return _say_result(result.folder, result.report, as_json)
+
+
+@main.command()
+@click.argument("recipe")
+@_budget
+@_set
+@_json
+def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bool) -> int:
+    """Say what RECIPE would do, in seconds and without training: what is free, what is frozen and why, and what the
+    smallest network costs. Ends with 3 where no network can keep the budget.
+    """
+    from compress.recipe import read
+
+    read(recipe, overrides, budget)
+    from compress.plan import plan as look
+
+    _import_from_here()
+    found = look(recipe, budget=budget, overrides=overrides)
+    if as_json:
+        _print_json(plan_json(found))
+    else:
+        _say_verdict(0 if found.feasible else Infeasible.exit_code, plan_lines(found))
+    found.refuse()
+    return 0
+
+
+@main.command()
+@click.argument("factory", metavar="MODULE:FACTORY")
+@click.option("--weights", required=True, help="A .safetensors file, or a state_dict that torch.save wrote.")
+@click.option("--budget", required=True, metavar="LIMITS", help=f"What it must keep: {_LIMITS}.")
+@click.option("--data", required=True, help="Real images to check it on: digits, an .npz file, or a folder.")
+@_input
+@_args
+@_mean
+@_std
+@click.option("--out", help=_new_folder.format("FACTORY"))
+@_json
+def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **options: Any) -> int:
+    """Finalize, check and export a network that was compressed elsewhere; its weights may be masked or narrower than
+    the factory's.
+    """
+    from compress.pack import pack
+
+    _import_from_here()
+    with telling(quiet=as_json) as tell:
+        result = pack(factory, weights, budget=budget, data=data, tell=tell, **options)
+    return _say_result(result.folder, result.report, as_json)
+
+
+@main.command()
+@click.argument("path")
+@click.option("--budget", metavar="LIMITS", help=f"What it must keep: {_LIMITS}.")
+@_json
+def verify(path: str, budget: str | None, as_json: bool) -> int:
+    """Check an .onnx file, a .safetensors file or the output folder of a run against a budget; needs no torch."""
+    from compress.export.verify import verify as check
+
+    verdict = check(path, budget)
+    if as_json:
+        _print_json(verdict.to_json())
+    elif verdict.code == ArtifactError.exit_code:
+        raise ArtifactError(verdict.lines[0])
+    else:
+        _say_verdict(verdict.code, verdict.lines)
+    return verdict.code
+
+
+@main.command()
+@click.argument("folder")
+@_json
+def report(folder: str, as_json: bool) -> int:
+    """Print the report of a finished run in FOLDER."""
+    path = Path(folder, "report.json" if as_json else "report.md")
+    if not path.is_file():
+        raise UsageError(f"{folder}: holds no {path.name}; give the output folder of a finished run.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if as_json:
+            json.loads(text)
+    except ValueError:
+        raise ArtifactError(f"{path}: damaged; it is not {'JSON' if as_json else 'text'}.") from None
+    say(text.rstrip("\n"))
+    return 0
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["recipe", "report"]), default="recipe")
+def schema(what: str) -> int:
+    """Print the JSON Schema of recipes or of report.json, for editors and other people's tools."""
+    if what == "report":
+        from compress.export.report import SCHEMA
+
+        _print_json(SCHEMA)
+    else:
+        from compress.recipe import schema as of_recipes
+
+        _print_json(of_recipes())
+    return 0
+
+
+@main.command()
+@click.argument("factory", metavar="MODULE:FACTORY")
+@click.argument("data")
+@click.option(
+    "--budget", default="50%", show_default=True, metavar="LIMITS", help=f"What the network may cost: {_LIMITS}."
+)
+@_args
+@click.option("--size", type=click.IntRange(1), metavar="N", help="Resize a folder's images to N pixels a side.")
+@click.option("--out", default="recipe.yaml", show_default=True, help="File to write, which must not exist.")
+def init(factory: str, data: str, budget: str, args: dict[str, Any], size: int | None, out: str) -> int:
+    """Write a first recipe, with every key explained, for a model (package.module:callable or ./file.py:callable) and
+    DATA: digits or another known set, a .npz file, or a folder with train/CLASS/NAME.png.
+    """
+    from compress.init import init as draft
+
+    _import_from_here()
+    planned = draft(factory, data, budget, out, args=args, size=size)
+    say(f"{out} is written; {planned.verdict()}")
+    say(f"what it would do:  {shlex.join(['compress', 'plan', out])}")
+    say(f"do it:             {shlex.join(['compress', 'run', out])}")
+    return 0
+
+
+def _say_result(folder: Path, report: Mapping[str, Any], as_json: bool) -> int:
+    code = int(report["verdict"]["code"])
+    if as_json:
+        _print_json({"folder": str(folder), **report})
+    else:
+        _say_verdict(code, result_lines(folder, report))
+    return code
+
+
+def _say_verdict(code: int, lines: Sequence[str]) -> None:
+    say(lines[0], bold=True, fg="red" if code else "green")
+    for line in lines[1:]:
+        say(line)

@@ -1,0 +1,355 @@
+"""What people see: results on stdout, everything else on stderr, in aligned lines that read the same in a log.
+
+    say(text)                        one line of a result
+    table(head, rows)                aligned columns
+    with telling(quiet=False) as t:  `run(..., tell=t)` shows its events; where a person watches, with a live line
+
+Control characters are written to terminals only, and only they import rich. Whoever stops listening (`| head`) changes
+neither a verdict nor a run.
+"""
+
+import errno
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+import click
+
+from compress.errors import UsageError
+from compress.units import show
+
+if TYPE_CHECKING:
+    from compress.budget import Budget, Cost
+    from compress.plan import Plan
+    from compress.price import Price
+
+Tell = Callable[..., None]
+MANY = 16  # numbers of widths that still fit on a line
+
+_COUNTERS = {
+    "params": "params",
+    "MACs": "MACs, our count",
+    "FLOPs": "FLOPs, thop's total or our MACs if more",
+    "FLOPs@2": "FLOPs@2, twice our MACs",
+    "B": "bytes of model.onnx",
+}
+_COLUMNS = (
+    ("event", -9),
+    ("step", 7),
+    ("MACs", 11),
+    ("params", 13),
+    ("budget", 7),
+    ("loss", 7),
+    ("val", 7),
+    ("widths", -1),
+)
+
+
+def say(text: str = "", *, err: bool = False, **style: Any) -> None:
+    """Write a line to stdout, or to stderr; `style` is click's (fg="red", bold=True) and is left out of files.
+
+    A reader that went away is no error. Raises UsageError where stdout cannot be written, as on a full disk.
+    """
+    try:
+        click.echo(click.style(text, **style) if style else text, err=err)
+    except OSError as error:
+        hang_up(sys.stderr if err else sys.stdout)
+        if error.errno != errno.EPIPE and not err:
+            raise UsageError(f"The output cannot be written: {error.strerror or error}.") from None
+
+
+def hang_up(stream: TextIO) -> None:
+    """Send what is left in a broken stream nowhere, so that Python does not fail on it when it ends."""
+    with suppress(OSError, ValueError):  # a stream in memory has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Return aligned lines, the head first; columns numbered in `right` are flush right, the others left."""
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (c.rjust(n) if at in right else c.ljust(n) for at, (c, n) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(cells).rstrip()
+
+    return [line(head), *map(line, rows)]
+
+
+def percent(share: float) -> str:
+    """Say a fraction of 1: 0.9987 is "99.87%"; never more than it is, so that 100% is nothing less."""
+    return f"{int(share * 10_000 + 1e-9) / 100:.2f}%"
+
+
+def in_short(widths: Mapping[str, int]) -> str:
+    """Say widths on one line: all of them in the order of the layers, or from where to where when they are many."""
+    if len(widths) > MANY:
+        return f"{min(widths.values())} to {max(widths.values())} in {len(widths)} spaces"
+    return " ".join(map(str, widths.values()))
+
+
+@contextmanager
+def telling(*, quiet: bool, stream: TextIO | None = None) -> Iterator[Tell]:
+    """Give a `tell` that shows events on a stream (stderr if none), or one that shows nothing when `quiet`."""
+    if quiet:
+        yield lambda kind, /, **said: None
+        return
+    to = stream or sys.stderr
+    watched = to.isatty() and os.environ.get("TERM") != "dumb"
+    screen: _Screen = _Terminal(to) if watched else _Plain(to)
+    try:
+        yield _Story(screen).tell
+    finally:
+        screen.close()
+
+
+# ---- events as lines ------------------------------------------------------------------------------------------------
+
+
+class _Story:
+    """Tells the events of one run; it remembers what shares and rates refer to."""
+
+    def __init__(self, screen: "_Screen") -> None:
+        self.screen = screen
+        self.price: Price | None = None
+        self.budget: Budget | None = None
+        self.used = ""  # share of the budget, as last known
+        self.batch = self.epoch = 0  # images a step, steps an epoch
+        self.epochs = 0.0  # of the last stage, which is known in advance; rounds are not
+        self.ahead = 0.0  # steps until training ends, once that stage has begun
+        self.phase = ""
+        self.headed = False
+
+    def tell(self, kind: str, /, **said: Any) -> None:
+        """Show one event; kinds that nobody has told us about are let pass."""
+        show_it: Callable[..., None] | None = getattr(self, f"_on_{kind}", None)
+        if show_it is not None:
+            show_it(**said)
+
+    def _on_plan(self, plan: Any, data: Any, **_: Any) -> None:
+        self.price, self.budget = plan.graph.price, plan.budget
+        self.batch, self.epoch = data.batch, data.steps_per_epoch
+        method = plan.recipe.method
+        self.epochs = (method.tune if method.name == "adenel" else method).epochs
+        counts = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
+        size = " x ".join(map(str, data.shape))
+        self.screen.line(f"{data.name}: images {size} in {len(data.classes)} classes, {counts}")
+        base, seed, limits = plan.base, plan.seed, ", ".join(limit.text for limit in plan.budget.limits)
+        self.screen.line(
+            f"{plan.recipe.model.factory}: {show(base.macs, 'MACs')}, {show(base.params, 'params')}; "
+            f"starts at {show(seed.macs, 'MACs')}, {show(seed.params, 'params')}; budget {limits}"
+        )
+
+    def _on_note(self, event: str, step: int, macs: int, params: int, **said: Any) -> None:
+        widths = said.get("widths")
+        if widths and self.price and self.budget:
+            self.used = percent(self.budget.utilisation(self.price.cost(widths)))
+        if not self.headed:
+            self._row([name for name, _ in _COLUMNS], strong=True)
+            self.headed = True
+        number = said.get("round", said.get("epoch"))
+        self.ahead = (self.epochs - said["epoch"]) * self.epoch if "epoch" in said else 0.0
+        self.phase = event if number is None else f"{event} {number:g}"
+        loss, val = said.get("loss"), said.get("val")
+        self._row(
+            [
+                self.phase,
+                f"{step:,}",
+                show(macs, "MACs"),
+                show(params, "params"),
+                self.used,
+                "" if loss is None else f"{loss:.4f}",
+                "" if val is None else percent(val),
+                in_short(widths) if widths else "",
+            ]
+        )
+
+    def _row(self, cells: Sequence[str], *, strong: bool = False) -> None:
+        places = zip(cells, (size for _, size in _COLUMNS), strict=True)
+        line = "  ".join(cell.rjust(size) if size > 0 else cell.ljust(-size) for cell, size in places)
+        self.screen.line(line.rstrip(), strong=strong)
+
+    def _on_progress(self, step: int, steps: int, loss: float, images_per_second: float, **_: Any) -> None:
+        ahead, word = (self.ahead, "{} left") if self.ahead else (steps, "next line in {}")
+        seconds = int((ahead - step) * self.batch / images_per_second) if images_per_second else 0
+        clock = word.format(f"{seconds // 60}:{seconds % 60:02d}")
+        after = f"after {self.phase}" if self.phase else "training"
+        text = f"{step:,}/{steps:,}  loss {loss:.4f}  {images_per_second:,.0f} images/s  {clock}"
+        self.screen.live(after, step / max(steps, 1), text)
+
+    def _on_stage(self, text: str, **_: Any) -> None:
+        self.screen.still()
+        self.screen.line(text)
+
+    def _on_developed(self, why: str, **_: Any) -> None:
+        self.screen.still()
+        self.screen.line(f"training ended: {why}")
+
+    def _on_resumed(self, step: int, **_: Any) -> None:
+        self.screen.line(f"resumed from step {step:,}")
+
+    def _on_warning(self, text: str, **_: Any) -> None:
+        self.screen.line(f"warning: {text}", strong=True)
+
+
+# ---- where lines go -------------------------------------------------------------------------------------------------
+
+
+class _Screen(Protocol):
+    """Something that shows lines, and perhaps one that moves."""
+
+    def line(self, text: str, *, strong: bool = False) -> None: ...
+    def live(self, title: str, share: float, text: str) -> None: ...
+    def still(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Plain:
+    """A file or a pipe: a line for each thing that happened."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def line(self, text: str, *, strong: bool = False) -> None:
+        try:
+            print("".join(c if c.isprintable() else "?" for c in text), file=self.stream, flush=True)
+        except OSError:  # nobody reads on, or the log's disk is full: training goes on
+            hang_up(self.stream)
+
+    def live(self, title: str, share: float, text: str) -> None:
+        pass
+
+    def still(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Terminal:
+    """A terminal: the same lines, and below them one that moves while a network trains."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
+        self.progress = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
+        self.task = self.progress.add_task("", total=1.0, visible=False, text="")
+
+    def line(self, text: str, *, strong: bool = False) -> None:
+        self.console.print(text, style="bold" if strong else None, soft_wrap=True)
+
+    def live(self, title: str, share: float, text: str) -> None:
+        self.progress.start()
+        self.progress.update(self.task, description=title, completed=share, text=text, visible=True, refresh=True)
+
+    def still(self) -> None:
+        self.progress.stop()
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+# ---- results as lines and as JSON -----------------------------------------------------------------------------------
+
+
+def plan_lines(plan: "Plan") -> list[str]:
+    """Say a plan: the verdict, every space, what is free, and what the full, first and smallest network cost."""
+    told, nets = plan_json(plan), _nets(plan)
+    spaces = [
+        [s["name"], *(str(s[net]) for net in nets), f"frozen: {s['frozen']}" if s["frozen"] else "free"]
+        for s in told["spaces"]
+    ]
+    costs = [[said, *(f"{net.of(unit):,}" for net in nets.values())] for unit, said in _COUNTERS.items()]
+    limits = [
+        [row["text"], f"{row['limit']:,} {row['unit']}", *(percent(row["used"][net]) for net in nets), row["level"]]
+        for row in told["budget"]
+    ]
+    return [
+        told["verdict"],
+        "",
+        *table(["width of", "full (base)", "seed", "floor", ""], spaces, right=(1, 2, 3)),
+        "",
+        f"free: {percent(told['free']['params'])} of the params and {percent(told['free']['macs'])} of the MACs",
+        *(f"note: {note}" for note in told["notes"]),
+        "",
+        *table(["one input, batch 1", "full (base)", "seed", "floor"], costs, right=(1, 2, 3)),
+        "",
+        *table(["limit", "at most", "full (base)", "seed", "floor", "level"], limits, right=(1, 2, 3, 4)),
+    ]
+
+
+def plan_json(plan: "Plan") -> dict[str, Any]:
+    """Say a plan in plain values; shares are fractions of 1, costs exact counts."""
+    graph, nets = plan.graph, _nets(plan)
+    least = graph.price.cost(dict.fromkeys(graph.free, 0))  # what stays when every free channel is gone
+    return {
+        "verdict": plan.verdict(),
+        "feasible": plan.feasible,
+        "spaces": [
+            {
+                "name": name,
+                "base": s.width,
+                "seed": plan.seeds.get(name, s.width),
+                "floor": plan.floors.get(name, s.width),
+                "frozen": s.frozen,
+            }
+            for name, s in graph.spaces.items()
+        ],
+        "free": {
+            "params": 1 - least.params / max(plan.base.params, 1),
+            "macs": 1 - least.macs / max(plan.base.macs, 1),
+        },
+        "cost": {name: {unit: net.of(unit) for unit in _COUNTERS} for name, net in nets.items()},
+        "budget": [
+            {
+                "text": limit.text,
+                "unit": limit.unit,
+                "limit": limit.limit,
+                "level": limit.level,
+                "used": {name: net.of(limit.unit) / limit.limit for name, net in nets.items()},
+            }
+            for limit in plan.budget.limits
+        ],
+        "notes": list(graph.notes),
+    }
+
+
+def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
+    """Say what a run left: the verdict, every limit, accuracy, cost of training, files, and how to guard them."""
+    rows = [
+        [r["text"], f"{r['value']:,}", f"{r['limit']:,}", percent(r["utilisation"]), _word(r), _COUNTERS[r["unit"]]]
+        for r in report["budget"]
+    ]
+    accuracy, spent = report["accuracy"], report["train_cost"]
+    required = "" if accuracy["required"] is None else f" (required {percent(accuracy['required'])})"
+    test = "no test images" if accuracy["test"] is None else f"test {percent(accuracy['test'])}"
+    limits = ", ".join(row["text"] for row in report["budget"] if row["level"] == "error")
+    trained = (
+        [f"training: {percent(spent['share'])} of {spent['baseline']['name']}"] if spent and spent["images"] else []
+    )
+    return [
+        report["verdict"]["text"],
+        *table(["limit", "value", "at most", "used", "", "counter"], rows, right=(1, 2, 3)),
+        f"accuracy: validation {percent(accuracy['val'])}{required}, {test}",
+        *trained,
+        f"files: {', '.join(str(path) for path in sorted(folder.iterdir()))}",
+        f"guard it in CI: {shlex.join(['compress', 'verify', str(folder / 'model.onnx'), '--budget', limits])}",
+    ]
+
+
+def _nets(plan: "Plan") -> dict[str, "Cost"]:
+    return {"base": plan.base, "seed": plan.seed, "floor": plan.floor}
+
+
+def _word(row: Mapping[str, Any]) -> str:
+    return "kept" if row["pass"] else "OVER" if row["level"] == "error" else "over, a warning"

@@ -1,0 +1,126 @@
+"""From a trained network to its files: finalize, score, export, read back, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress import recipe, train
+from compress.budget import Budget, Cost
+from compress.cost import unseen
+from compress.data import Data
+from compress.errors import ArtifactError, UsageError
+from compress.export import artifact, report
+from compress.finalize import finalize
+from compress.graph import Graph
+from compress.settings import Recipe
+from compress.structure import Structure
+
+IMAGES = 256  # of the validation set: every exported file is run on them in a process of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """How a network came to be: what its report tells beside what is found out here."""
+
+    full: Graph  # of the full network
+    base: Cost  # its cost
+    widths: Mapping[str, int]  # of all spaces now, frozen ones too
+    command: str
+    planned: Cost | None = None  # what the network must cost where nothing is removed
+    train_cost: Mapping[str, Any] | None = None  # None: trained elsewhere
+    history: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+    resumed: int | None = None  # the optimizer step that an interrupted run went on from
+
+
+@torch.no_grad()
+def check_output(model: nn.Module, data: Data) -> None:
+    """Raise UsageError where the model does not return one tensor of logits, [N, classes or more]."""
+    trained = model.training
+    out = model.eval()(torch.zeros(1, *data.shape))
+    model.train(trained)
+    if isinstance(out, torch.Tensor) and out.dim() == 2 and out.shape[1] >= len(data.classes):
+        return
+    got = list(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+    raise UsageError(
+        f"the model's output is {got} for one image, but {data.name} has {len(data.classes)} classes; "
+        f"it must be one tensor of logits, [1, {len(data.classes)}]"
+    )
+
+
+def deliver(
+    model: nn.Module,
+    said: Recipe,
+    data: Data,
+    budget: Budget,
+    folder: Path,
+    story: Story,
+    clock: Callable[[], float],
+    tell: Callable[..., None],
+) -> dict[str, Any]:
+    """Write all files of a finished network into an empty folder; its report. `clock` gives the seconds so far.
+
+    The test set is looked at here, once. Raises ArtifactError where a file does not compute what the network does.
+    """
+    tell("stage", text="finalizing: masked channels cut, equal outputs, counted again")
+    validation = (x.to("cpu") for x, _ in data.split("val"))
+    compact = finalize(model, data.shape, Structure(said.model.factory, said.model.args), validation)
+    cost, planned = compact.cost, story.planned
+    if planned and not compact.removed and (cost.params, cost.macs) != (planned.params, planned.macs):
+        raise ArtifactError(f"the finished network costs {cost}, but was planned to cost {planned}")
+    network = compact.model.to(data.device)
+    splits = [split for split in ("val", "test") if data.counts[split]]
+    scores = {split: train.score(network, data, split).accuracy for split in splits}
+    network.to("cpu")
+    tell("stage", text="exporting: safetensors, ONNX and torch programs, each read back in a fresh process")
+    written = artifact.write(
+        compact,
+        folder,
+        budget=budget,
+        base=story.base,
+        images=data.raw("val", IMAGES),
+        mean=data.mean,
+        std=data.std,
+        classes=data.classes,
+        recipe_text=recipe.dump(said),
+        bake_preprocessing=said.export.bake_preprocessing,
+        source=said.folder,
+    )
+    told = report.build(
+        budget=written.rows,
+        cost=written.cost,
+        base=story.base,
+        val=scores["val"],
+        test=scores.get("test"),
+        required=said.require.val_accuracy if said.require else None,
+        train_cost=story.train_cost,
+        drift=compact.drift,
+        parity=written.parity,
+        preprocessing=written.preprocessing,
+        spaces=[
+            {
+                "name": name,
+                "width": story.widths[name] - compact.removed.get(name, 0),
+                "full": space.width,
+                "frozen": space.frozen,
+            }
+            for name, space in story.full.spaces.items()
+            if name in story.widths
+        ],
+        history=story.history,
+        seeds={"seed": said.seed},
+        data={"name": data.name, "counts": data.counts, "digest": data.digest},
+        environment=report.environment(device=str(data.device), threads=torch.get_num_threads()),
+        command=report.portable(story.command),
+        seconds=clock(),
+        resumed_from=story.resumed,
+        notes=[*story.notes, *story.full.notes, *unseen(compact.model, data.shape)],
+    )
+    report.save(folder, told)
+    return told

@@ -1,0 +1,195 @@
+"""DI-ISS: SGD that also follows a sparse path of every filter, which tells how many filters a layer really uses.
+
+Beside a weight W the path keeps Z and its sparse image Gamma, both of W's shape, from the loss
+L(W) + |W - Gamma|^2 / (2 nu). One step, with W, Gamma and Z of before the step on every right-hand side:
+
+    m     <- momentum * m + gradient + weight_decay * W
+    Z     <- Z + lr / nu * (W - Gamma)
+    Gamma <- kappa * prox(Z)
+    W     <- W - kappa * lr * (m + (W - Gamma) / nu)          the coupling stays outside the momentum
+
+    prox, per filter g (row g of the weight):  max(0, 1 - lambda_g / |Z_g|) * Z_g
+    prox, per entry:                           sign(z) * max(0, |z| - lambda_g)
+
+AdeNeL, equations 5 to 8. Differs: equation 8 is printed with min for max and lambda misplaced; this is the proximal map
+of the group lasso. Weight decay acts on the gradient, as in torch.optim.SGD.
+
+While Gamma_g = 0, Z_g is lr / nu times the sum of all W_g so far. So filter g enters the support at the first step at
+which clock * |time average of W_g| > lambda_g, where the clock is the sum of lr / nu since the last restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from compress.errors import CompressError
+
+MODES = ("absolute", "layer", "filter")
+PENALTIES = ("filter", "entry")
+
+
+class DIISS(Optimizer):
+    """SGD with momentum, and in groups of `path=True` the split Bregman iteration above.
+
+    Per group: lr, nu, kappa, momentum, nesterov and weight_decay; `path`; `penalty`, "filter" (convolutions) or "entry"
+    (linear layers); `couple`, False to switch the group's path off (plain SGD); `clock`, the sum of lr / nu since the
+    last restart. The weights of a path lie on one device.
+    State per parameter [O, ...]: momentum_buffer, z and gamma of its shape, threshold [O]; float32 or wider, because
+    lr / nu * W vanishes in bfloat16. Until the first restart the threshold is 1, that of the authors' code.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.1,
+        *,
+        nu: float = 100.0,
+        kappa: float = 1.0,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        path: bool = False,
+        penalty: str = "filter",
+        couple: bool = True,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "nu": nu,
+                "kappa": kappa,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "weight_decay": weight_decay,
+                "path": path,
+                "penalty": penalty,
+                "couple": couple,
+                "clock": 0.0,
+            },
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does; raises CompressError for a setting out of range."""
+        merged = {**self.defaults, **param_group}
+        wrong = [key for key in ("nu", "kappa") if not merged[key] > 0]
+        wrong += [key for key in ("lr", "momentum", "weight_decay") if not merged[key] >= 0]
+        wrong += [] if merged["penalty"] in PENALTIES else ["penalty"]
+        wrong += ["momentum"] if merged["nesterov"] and not merged["momentum"] else []
+        if wrong:
+            said = ", ".join(f"{key}={merged[key]!r}" for key in wrong)
+            raise CompressError(f"DI-ISS cannot run with {said}; penalties are {PENALTIES}, nesterov needs momentum.")
+        super().add_param_group(param_group)
+        if merged["path"] and (flat := [list(p.shape) for p in self.param_groups[-1]["params"] if p.dim() < 2]):
+            raise CompressError(f"DI-ISS follows weights with filters along their first axis; {flat[0]} has none.")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if params := [p for p in group["params"] if p.grad is not None]:
+                self._step(group, params)
+        return loss
+
+    def _step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        lr, nu, momentum = float(group["lr"]), group["nu"], group["momentum"]
+        direction = [p.grad for p in params if p.grad is not None]
+        if group["weight_decay"]:
+            direction = list(torch._foreach_add(direction, params, alpha=group["weight_decay"]))
+        if momentum:
+            buffers = [self._of(p, "momentum_buffer") for p in params]
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, direction)
+            direction = list(torch._foreach_add(direction, buffers, alpha=momentum)) if group["nesterov"] else buffers
+        if group["path"] and group["couple"]:
+            gammas, zs = ([self._of(p, key) for p in params] for key in ("gamma", "z"))
+            apart = torch._foreach_sub(params, gammas)
+            torch._foreach_add_(zs, apart, alpha=lr / nu)
+            lambdas = [self._of(p, "threshold") for p in params]
+            _prox_(gammas, zs, lambdas, group["penalty"], group["kappa"])
+            direction = list(torch._foreach_add(direction, apart, alpha=1 / nu))
+            group["clock"] += lr / nu
+        torch._foreach_add_(params, direction, alpha=-lr * group["kappa"])
+
+    def _of(self, param: Tensor, key: str) -> Tensor:
+        """A tensor of the parameter's state, made at its first use."""
+        state = self.state[param]
+        if key not in state:
+            dtype = torch.promote_types(param.dtype, torch.float32)
+            if key == "threshold":
+                state[key] = torch.ones(len(param), dtype=dtype, device=param.device)
+            else:
+                state[key] = torch.zeros_like(param, dtype=dtype)
+        tensor: Tensor = state[key]
+        return tensor
+
+    @torch.no_grad()
+    def restart(self, thresholds: float | Mapping[Any, Tensor | float]) -> None:
+        """Begin a new round of the path: Z = Gamma = 0, clocks at 0, new thresholds lambda; the momentum stays.
+
+        The thresholds are one number for all, or by weight (every one of a path) a number or one per filter [O].
+        Raises CompressError when a mapping leaves out a weight of a path.
+        """
+        for group in self.param_groups:
+            group["clock"] = 0.0
+            for param in group["params"] if group["path"] else ():
+                if isinstance(thresholds, Mapping) and param not in thresholds:
+                    raise CompressError(f"DI-ISS: the restart has no threshold for a weight {list(param.shape)}.")
+                self._of(param, "z").zero_()
+                self._of(param, "gamma").zero_()
+                value = thresholds[param] if isinstance(thresholds, Mapping) else thresholds
+                threshold = self._of(param, "threshold")
+                threshold.copy_(torch.as_tensor(value, dtype=threshold.dtype))
+
+    @torch.no_grad()
+    def support(self, param: Tensor) -> Tensor:
+        """Which filters of the weight are in the support, Gamma_g != 0: bool [O]."""
+        return self._of(param, "gamma").flatten(1).ne(0).any(1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does, but the state keeps its own precision where torch would cast it to the parameter's."""
+        super().load_state_dict(state_dict)
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for param, i in zip(params, saved, strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                self.state[param][key] = value.to(param.device, copy=True)
+
+
+@torch.no_grad()
+def thresholds(weight: Tensor, mode: str, clock: float, theta: float, value: float, penalty: str = "filter") -> Tensor:
+    """The thresholds lambda [O] of one weight [O, ...], for a round at whose end the clock will be `clock`.
+
+    "filter": theta * clock * |W_g|, so that a filter is selected when its time average has more than the share theta of
+    its present norm. "layer": the same with the layer's mean norm. "absolute": `value`, 1 in the authors' code.
+    With the penalty "entry" the mean absolute entry of a row stands for its norm.
+    """
+    if mode not in MODES:
+        raise CompressError(f"DI-ISS: the thresholds' mode is one of {MODES}, got {mode!r}.")
+    rows = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
+    if mode == "absolute":
+        return rows.new_full((len(rows),), value)
+    norms = rows.norm(dim=1) if penalty == "filter" else rows.abs().mean(1)
+    return theta * clock * (norms if mode == "filter" else norms.mean().expand_as(norms).clone())
+
+
+def _prox_(gammas: list[Tensor], zs: list[Tensor], lambdas: list[Tensor], penalty: str, kappa: float) -> None:
+    """gamma = kappa * prox(z) for every weight; all filters' norms are one vector, to keep the number of calls low."""
+    if penalty == "entry":
+        for gamma, z, row in zip(gammas, zs, lambdas, strict=True):
+            shrunk = (z.abs() - row.view(-1, *[1] * (z.dim() - 1))).clamp_min(0)
+            torch.mul(z.sign(), shrunk, out=gamma).mul_(kappa)
+        return
+    norms = torch.cat([torch.linalg.vector_norm(z, dim=tuple(range(1, z.dim()))) for z in zs])
+    tiny = torch.finfo(norms.dtype).tiny  # a filter at zero stays there, and divides nothing by zero
+    scale = (1 - torch.cat(lambdas) / norms.clamp_min(tiny)).clamp_min(0) * kappa
+    for gamma, z, rows in zip(gammas, zs, torch.split(scale, [len(z) for z in zs]), strict=True):
+        torch.mul(z, rows.view(-1, *[1] * (z.dim() - 1)), out=gamma)

@@ -1,0 +1,47 @@
+"""What can go wrong, one class per question a caller may ask, each with the exit code of the command line.
+
+    CompressError            70  our own fault, unless a leaf says otherwise
+    |-- UsageError            2  a recipe, unit, flag, file, data set or model that cannot be used as given
+    |-- OverBudget            1  the result is over its budget, or under what the recipe requires
+    |-- Infeasible            3  the budget is below the floor, proved before any training
+    |-- ArtifactError         4  a file that is broken, foreign, or does not compute what it claims
+    `-- Interrupted         130  stopped by SIGINT or SIGTERM; `--resume` goes on
+
+A message is a sentence: what, where, which values, what to do. Nobody sees a traceback for their own mistake.
+"""
+
+
+class CompressError(Exception):
+    """The root of every error raised on purpose."""
+
+    exit_code = 70
+
+
+class UsageError(CompressError):
+    """Something given to us cannot be used: a recipe, unit, flag, file, data set or model."""
+
+    exit_code = 2
+
+
+class OverBudget(CompressError):
+    """The result exceeds its budget, or misses what the recipe requires."""
+
+    exit_code = 1
+
+
+class Infeasible(CompressError):
+    """No network of this family can keep the budget; known before any training."""
+
+    exit_code = 3
+
+
+class ArtifactError(CompressError):
+    """A file is broken, foreign, or does not compute what it claims."""
+
+    exit_code = 4
+
+
+class Interrupted(CompressError):
+    """The run was stopped from outside; what it had is saved."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""The published methods: frozen settings, with `init`, `step` and `done` over an explicit state."""

@@ -1,0 +1,117 @@
+"""What a recipe would do, known in seconds and without training: what is free, what is frozen and why, the smallest
+network, and whether the budget can be kept at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress import recipe
+from compress.budget import Budget, Cost
+from compress.cost import measure
+from compress.data import Data, load
+from compress.errors import Infeasible, UsageError
+from compress.graph import Graph
+from compress.lab import Method
+from compress.methods.adenel import AdeNeL
+from compress.methods.scratch import Scratch
+from compress.settings import Recipe
+from compress.structure import construct
+from compress.surgery import survey
+from compress.units import show
+
+METHODS: dict[str, Callable[[Any, Recipe], Method[Any]]] = {
+    "adenel": lambda settings, said: AdeNeL(settings, said.align),
+    "scratch": lambda settings, said: Scratch(settings, said.folder),
+}
+# Of known sets a plan needs nothing but this: no download for a budget that cannot be kept.
+SHAPES = {
+    "digits": (1, 8, 8),
+    "mnist": (1, 28, 28),
+    "fashionmnist": (1, 28, 28),
+    "svhn": (3, 32, 32),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known before any training."""
+
+    recipe: Recipe
+    graph: Graph  # of the full network
+    base: Cost  # the full network's
+    floor: Cost  # the smallest network that the method can make
+    floors: Mapping[str, int]  # its widths, by space
+    seed: Cost  # the one it starts from
+    seeds: Mapping[str, int]  # its widths, by space
+    budget: Budget
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the smallest network keeps the budget."""
+        return self.budget.holds(self.floor)
+
+    def verdict(self) -> str:
+        """One sentence: feasible or not, and by how much."""
+        if not self.feasible:
+            return f"infeasible: {self._why_not()}"
+        used = self.budget.utilisation(self.floor)
+        return f"feasible: the smallest network takes {used:.1%} of the budget"
+
+    def refuse(self) -> None:
+        """Raise Infeasible where even the smallest network exceeds the budget, with what holds it up."""
+        if not self.feasible:
+            raise Infeasible(f"The budget is below the floor: {self._why_not()}.")
+
+    def _why_not(self) -> str:
+        said = "; ".join(
+            f"{limit.text} is less than {show(self.floor.of(limit.unit), limit.unit)}"
+            for limit in self.budget.limits
+            if limit.level == "error" and self.floor.of(limit.unit) > limit.limit
+        )
+        spaces = sorted(self.graph.spaces.items(), key=lambda item: -item[1].width)
+        held = [f"{name} ({s.width})" for name, s in spaces if self.floors.get(name, s.width) == s.width > 1]
+        kept = f"; what keeps its width: {', '.join(held[:4])}{', ...' * (len(held) > 4)}" if held else ""
+        return f"{said}, the smallest network that this recipe can make{kept}"
+
+
+def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: Mapping[str, str] | None = None) -> Plan:
+    """What a recipe would do: free and frozen channels with reasons, floor, base, budget and verdict; trains nothing.
+
+    Raises UsageError for what cannot be read, traced or counted.
+    """
+    said = source if isinstance(source, Recipe) else recipe.read(source, overrides or {}, budget)
+    shape = known_shape(said) or images(said, torch.device("cpu")).shape
+    return draw_up(said, construct(said.model.factory, said.model.args, said.folder), shape)
+
+
+def draw_up(said: Recipe, model: nn.Module, shape: tuple[int, ...]) -> Plan:
+    """The plan of a recipe for a model that is built already."""
+    if said.model.weights is not None:
+        raise UsageError(f"model.weights: {said.method.name} draws all weights anew; leave the key out")
+    graph, base = survey(model, shape), measure(model, shape)
+    method, price = method_of(said), graph.price
+    floors, seeds = method.floor_widths(graph), method.seed_widths(graph)
+    return Plan(said, graph, base, price.cost(floors), floors, price.cost(seeds), seeds, said.limits(base))
+
+
+def method_of(said: Recipe) -> Method[Any]:
+    """The method that the recipe names, with its hyper-parameters."""
+    return METHODS[said.method.name](said.method, said)
+
+
+def known_shape(said: Recipe) -> tuple[int, ...] | None:
+    """The shape of one input [C, H, W], where the recipe tells it without its images."""
+    return said.model.input or SHAPES.get(said.data.source)
+
+
+def images(said: Recipe, device: torch.device) -> Data:
+    """The data that the recipe names."""
+    return load(said.data, batch=said.train.batch, seed=said.seed, device=device, root=said.folder)

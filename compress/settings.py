@@ -1,0 +1,202 @@
+"""Every key a recipe may say: its unit, its range, its default and why that is the default.
+
+Values are frozen and unknown keys refused. The text under a key is its description in the JSON Schema. The methods' own
+keys are in `method_settings`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, model_validator
+
+from compress import budget as budgets
+from compress.errors import UsageError
+from compress.keys import Count, Duration, Keys, NotNegative, Part, Positive, Span, Whole, number
+from compress.method_settings import Method
+
+
+def _held_out(said: float) -> float:
+    if said > 1 and said.is_integer():
+        return int(said)
+    if not 0 < said < 1:
+        raise ValueError(f"expected a fraction above 0 and below 1, or a whole number of images from 2, got {said:g}")
+    return said
+
+
+def _shape(said: tuple[int, ...]) -> tuple[int, ...]:
+    if len(said) != 3:
+        raise ValueError(f"expected three numbers, [channels, height, width], got {list(said)}")
+    return said
+
+
+def _factory(said: str) -> str:
+    module, _, name = said.rpartition(":")
+    dotted = all(part.isidentifier() for part in module.split("."))
+    if not (name.isidentifier() and (dotted or (module.endswith(".py") and module != ".py"))):
+        raise ValueError(f"expected 'package.module:callable' or './file.py:callable', got {said!r}")
+    return said
+
+
+def _stated(said: Any) -> Any:
+    return [e.model_dump() if isinstance(e, Stated) else e for e in said] if isinstance(said, tuple) else said
+
+
+def _budget(said: Any) -> Any:
+    if said is not None:
+        try:
+            budgets.amounts(_stated(said))
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+    return said
+
+
+class Model(Keys):
+    """The full network, which 'base', '50%' and the train-cost refer to."""
+
+    factory: Annotated[str, AfterValidator(_factory)]
+    """Callable that builds the full net, required: 'package.module:callable', or './file.py:callable' by the recipe."""
+    args: dict[str, JsonValue] = Field({})
+    """Keyword arguments of the factory; none by default."""
+    input: Annotated[tuple[Count, ...], AfterValidator(_shape)] | None = None
+    """Shape of one input, [channels, height, width] in pixels; null takes it from the data."""
+    weights: str | None = None
+    """A .safetensors file to start from; null starts from the factory's own initial weights."""
+
+
+class Data(Keys):
+    """The images: where they are, how they are split and how training varies them."""
+
+    source: Literal["digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100", "folder", "npz"] = "digits"
+    """Data set; 'digits' ships with the package, so that a first run needs no download."""
+    path: str | None = None
+    """File (npz) or folder (others), relative to the recipe; null: its usual place, which npz and folder lack."""
+    download: bool = False
+    """Fetch a missing data set; off, so that a run asks nothing of a network."""
+    val: Annotated[float, BeforeValidator(number), AfterValidator(_held_out)] = 0.1
+    """Training images held out for decisions: a fraction below 1 (float), or a number of images (int). A tenth is 5,000
+    of CIFAR's, a standard error of half a point. 'digits' has its own fixed split."""
+    train: Count | None = None
+    """Use only this many training images, after a seeded shuffle; null uses all, as results do."""
+    crop: Whole = 0
+    """Zero padding in pixels before a random crop; 0 is off, 4 is usual for 32-pixel images."""
+    flip: bool = False
+    """Mirror half of the training images; off, since it is wrong for digits."""
+    size: Count | None = None
+    """Resize a folder's images to this many pixels a side; null keeps them."""
+    workers: Whole = 2
+    """Loading threads for folders too large for memory; 2 keep a small net on a small CPU fed."""
+
+    @model_validator(mode="after")
+    def _has_place(self) -> Self:
+        if self.source in ("folder", "npz") and self.path is None:
+            raise ValueError(f"the source '{self.source}' needs a path; write data.path, relative to the recipe")
+        return self
+
+
+class Train(Keys):
+    """Plain SGD, shared by all methods."""
+
+    batch: Count = 128
+    """Images a step; 128 is what the published results used."""
+    lr: Positive = 0.1
+    """Peak learning rate; 0.1 is usual with batch norm (0.05 without it)."""
+    momentum: Part = 0.9
+    """SGD momentum, below 1; 0.9 is what the published results used."""
+    nesterov: bool = False
+    """Nesterov's momentum; off, as in the published results."""
+    weight_decay: NotNegative = 5e-4
+    """L2 decay of weights, per step; as the published baselines."""
+    label_smoothing: Part = 0.0
+    """Share of the target spread over all classes; 0 is plain."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of training; 'auto' is bf16 where the processor is faster with it, else fp32."""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """Layout of images in memory; 'auto' is channels_last where it is faster, see train.memory_format_of."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0; write momentum: 0.9 or nesterov: false")
+        return self
+
+
+class Stated(Keys):
+    """One limit with its level."""
+
+    limit: str
+    """Amount with its unit: '43MFLOPs', '0.58Mparams', '2.4MB', '50%' of the full net."""
+    level: Literal["error", "warn"] = "error"
+    """What a broken limit does; a warning never fails."""
+
+
+class Require(Keys):
+    """What the result reaches, or the run fails."""
+
+    val_accuracy: Annotated[float, Field(gt=0, le=1), BeforeValidator(number)]
+    """Least accuracy on the validation images, as a fraction of 1."""
+
+
+class Baseline(Keys):
+    """What the train-cost is relative to: the full net's MACs x training images x epochs."""
+
+    epochs: Positive = 300.0
+    """Epochs of the baseline; 300 is what the published results took on CIFAR."""
+    name: str | None = None
+    """What the report calls it; null names the factory and the epochs."""
+
+
+class Export(Keys):
+    """The files that a run leaves."""
+
+    bake_preprocessing: bool = False
+    """Put normalisation into the graph; off, so that costs are the net's own. The metadata has it."""
+
+
+class Recipe(Keys):
+    """A run, completely: equal recipes, data and machines give equal files."""
+
+    model: Model
+    """The full network."""
+    data: Data = Data()
+    """The images."""
+    train: Train = Train()
+    """The optimizer."""
+    method: Method
+    """How the network becomes compact."""
+    budget: Annotated[str | tuple[str | Stated, ...] | None, BeforeValidator(_budget)] = None
+    """What the result may cost, all limits at once; null: the command line says it."""
+    align: Annotated[
+        Literal[1, 8, 16],
+        BeforeValidator(lambda said: 1 if said == "none" else number(said)),
+        WithJsonSchema({"enum": [1, 8, 16, "none"]}),
+    ] = 1
+    """Widths are multiples of this; 1 ('none') fills the budget best, 8 or 16 suit tensor cores."""
+    require: Require | None = None
+    """What the result reaches or fails; null asks for nothing."""
+    baseline: Baseline = Baseline()
+    """What the train-cost is relative to."""
+    export: Export = Export()
+    """What the files of a run hold beyond the net."""
+    checkpoint: Span = Duration(5.0, "epochs")
+    """Training between two saves: what an interruption costs at most; saving more often would only cost time."""
+    seed: Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(number)] = 0
+    """Number that all randomness starts from, below 2**32; any will do."""
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths of this recipe start from."""
+        return self._folder
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same recipe, lying in `folder`."""
+        copy = self.model_copy()
+        copy._folder = folder
+        return copy
+
+    def limits(self, base: budgets.Cost | None = None) -> budgets.Budget:
+        """Return the budget, shares being of `base`; raises UsageError where the recipe states none."""
+        if self.budget is None:
+            raise UsageError("The recipe states no budget; write `budget: 43MFLOPs` in it or give --budget 43MFLOPs.")
+        return budgets.Budget.parse(_stated(self.budget), base)

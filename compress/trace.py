@@ -1,0 +1,176 @@
+"""One forward pass, written down: every operator that ran, on tensors that hold no numbers.
+
+The model is copied with all its tensors on device `meta` (shapes without storage), so tracing DenseNet-121 takes a
+tenth of a second and no memory, and the user's own module is never touched. Nothing is symbolic: whatever Python runs,
+runs. A forward pass that depends on the *values* of its input cannot be read, nor exported, and is refused here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compress.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator as it ran; tensors are compared by identity."""
+
+    op: str  # "aten.convolution"
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    module: str  # dotted name of the innermost module that was running; "" is the model itself
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensor arguments in order, those in lists included."""
+        return list(flat([*self.args, *self.kwargs.values()]))
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One call of a module that has no children."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    output: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A forward pass: operators and leaf modules in the order of their calls."""
+
+    model: nn.Module  # the copy on device meta
+    calls: tuple[Call, ...]
+    visits: tuple[Visit, ...]
+    names: dict[int, str]  # id of a parameter or buffer -> its name
+    outputs: tuple[Tensor, ...]
+
+
+def flat(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested lists, tuples and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from flat(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from flat(item)
+
+
+def copied(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A deep copy in eval mode with every tensor that a module holds replaced by `change` of it.
+
+    Also what copy.deepcopy refuses: a weight that was computed from another, as masks and weight norms leave it.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in flat(list(vars(module).values())):
+            if id(tensor) not in memo:
+                new = change(tensor.detach())
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad) if is_parameter else new
+    return copy.deepcopy(model, memo).eval()
+
+
+def ghost(model: nn.Module) -> nn.Module:
+    """A copy of the model in eval mode whose tensors have shapes and no numbers."""
+    return copied(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+
+
+def blank(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """An input [1, *shape] without numbers, of the model's own floating type."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return torch.empty(1, *shape, device="meta", dtype=dtype)
+
+
+@contextmanager
+def countable() -> Iterator[None]:
+    """How a ghost runs: no gradients, what forward() makes has no numbers either, and attention as matrix products.
+
+    The fused attention paths hide their multiplications from every counter.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, where: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.where = where
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.calls.append(Call(str(func.overloadpacket), func, tuple(args), dict(kwargs), out, self.where[-1]))
+        return out
+
+
+def trace(model: nn.Module, shape: Sequence[int]) -> Trace:
+    """Run a copy of the model once on an input of shape [1, *shape] and write down what ran.
+
+    Raises UsageError where the model cannot be copied, or does not run on that shape, or looks at values.
+    """
+    try:
+        ghostly = ghost(model)
+    except Exception as error:
+        raise UsageError(f"the model cannot be copied ({say(error)}); a model must survive copy.deepcopy") from None
+    names: dict[int, str] = {}
+    for name, tensor in [*ghostly.named_parameters(), *ghostly.named_buffers()]:
+        names.setdefault(id(tensor), name)
+    paths = {id(module): name for name, module in ghostly.named_modules()}
+    where = [""]
+    visits: list[Visit] = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        where.append(paths.get(id(module), where[-1]))
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        name = where.pop()
+        if next(module.children(), None) is None and id(module) in paths:
+            visits.append(Visit(name, module, tuple(inputs), output))
+
+    example = blank(ghostly, shape)
+    recorder = _Recorder(where)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(countable())
+            for hook in (register_module_forward_pre_hook(enter), register_module_forward_hook(leave)):
+                stack.callback(hook.remove)
+            stack.enter_context(recorder)
+            output = ghostly(example)
+    except Exception as error:
+        raise UsageError(
+            f"the model cannot be traced with an input of shape {[1, *shape]} ({say(error)}); "
+            "check the input shape, and that forward() does not depend on the values of its input"
+        ) from error
+    outputs = tuple(flat(output))
+    if not outputs:
+        raise UsageError(f"the model returns no tensor but {type(output).__name__}; forward() must return its logits")
+    return Trace(ghostly, tuple(recorder.calls), tuple(visits), names, outputs)
+
+
+def say(error: BaseException) -> str:
+    """An exception in one line: its type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,61 @@
+"""One model file, run in a process of its own as its user would run it: readback.py FILE INPUTS.npy OUTPUTS.npy
+
+Run as a script, never imported: model.onnx meets onnxruntime and no torch, model.pt2 meets torch and none of our code,
+model.safetensors meets `compress.load`. Inputs float32 [n, C, H, W], outputs float32 [n, classes].
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[Any], Any]
+
+
+def _onnx(path: Path) -> Run:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)  # errors only
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was imported; this must prove that the file needs none")
+    return lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def _program(path: Path) -> Run:
+    import torch
+
+    module = torch.export.load(path).module()
+    if any(name.partition(".")[0] == "compress" for name in sys.modules):
+        raise RuntimeError("compress was imported; this must prove that the file needs none of it")
+    return _torch(module)
+
+
+def _weights(path: Path) -> Run:
+    from compress.export.artifact import load
+
+    return _torch(load(path.parent, trust=True))  # its own run chose this factory
+
+
+def _torch(module: Any) -> Run:
+    import torch
+
+    def run(x: Any) -> Any:
+        with torch.inference_mode():
+            return module(torch.from_numpy(x)).numpy()
+
+    return run
+
+
+def _main(path: Path, inputs: Path, outputs: Path) -> None:
+    run = {".onnx": _onnx, ".pt2": _program, ".safetensors": _weights}[path.suffix](path)
+    images = np.load(inputs)
+    # A batch of one, then many, and whatever is left: the batch must be free.
+    parts = [run(images[:1]), *(run(images[at : at + 64]) for at in range(1, len(images), 64))]
+    np.save(outputs, np.concatenate(parts))
+
+
+if __name__ == "__main__":
+    _main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,217 @@
+"""The check that anybody can run on what we ship: does this file keep that budget? Needs onnx, never torch.
+
+Whatever the file itself can prove is counted: MACs, the numbers in its weights, its size. What it cannot prove (thop's
+figure, whose batch-norm terms vanish when batch norms are folded, and the parameters before folding) is taken from its
+metadata, is told as *claimed*, and may never be milder than what was counted. A file says nothing about its own budget:
+without one there is no verdict.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compress.budget import Budget, Cost, amounts
+from compress.errors import ArtifactError, UsageError
+from compress.units import show
+
+_BY_MACS = ("MACs", "FLOPs", "FLOPs@2")
+_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # batch norm's buffers: no parameters
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found: 0 the budget is kept, 1 it is not, 4 the file is broken or belies itself.
+
+    `lines` are sentences for people, the verdict first; `rows` are one for each limit, as in report.json.
+    """
+
+    code: int
+    lines: tuple[str, ...]
+    rows: tuple[dict[str, object], ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return the verdict as plain values, for `--json`."""
+        return {"code": self.code, "kept": self.code == 0, "lines": list(self.lines), "budget": list(self.rows)}
+
+
+def verify(path: Path | str, budget: str | Sequence[str | Mapping[str, str]] | Budget | None = None) -> Verdict:
+    """Check an .onnx file, the weights of a .safetensors file, or the output folder of a run against a budget.
+
+    A share ("50%") is of the base model that the file's metadata names. Raises UsageError where the question cannot
+    be answered: no budget, no such file, a share of an unknown base, or a limit on which the file holds no evidence.
+    """
+    path = Path(path)
+    if budget is None:
+        raise UsageError(f"{path}: say which budget it must keep, such as '43MFLOPs'; a file never vouches for itself.")
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or folder.")
+    check = {".onnx": _onnx, ".safetensors": _safetensors}.get(path.suffix)
+    if path.is_dir():
+        check = _folder
+    if check is None:
+        raise UsageError(f"{path}: give an .onnx file, a .safetensors file, or the output folder of a run.")
+    try:
+        return check(path, budget)
+    except ArtifactError as error:
+        return Verdict(error.exit_code, (str(error),))
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _onnx(path: Path, said: Any) -> Verdict:
+    from compress.export import onnx_file  # onnx costs a quarter of a second: only when it is needed
+
+    model = onnx_file.read(path)
+    file = replace(onnx_file.count(model), bytes=path.stat().st_size)
+    known = onnx_file.metadata(model)
+    base = _cost(path, known["base"]) if "base" in known else None
+    budget, notes = _budget(path, said, base)
+    counted = [limit.text for limit in budget.limits if limit.unit in _BY_MACS]
+    if file.unknown and counted:
+        raise ArtifactError(
+            f"{path}: nobody can vouch for {', '.join(counted)}: the cost of these operators is not known: "
+            f"{', '.join(file.unknown)}. At least {file.macs:,} MACs were counted."
+        )
+    told = [f"counted in the file: {file.macs:,} MACs, {file.params:,} params after folding, {file.bytes:,} B"]
+    cost = Cost(params=file.params, macs=file.macs, thop=file.macs, bytes=file.bytes)
+    claims, blind = _claims(path, known.get("claims"), file.bytes)
+    if claims:
+        for name, claim in (("MACs", claims.macs), ("FLOPs by thop", file.macs if blind else claims.thop)):
+            if claim < file.macs:
+                raise ArtifactError(
+                    f"{path}: its metadata claims {claim:,} {name}, but {file.macs:,} MACs were counted in it."
+                )
+        thop = "no figure by thop" if blind else f"{claims.thop:,} FLOPs by thop"
+        told.append(f"claimed by its metadata: {thop}, {claims.macs:,} MACs, {claims.params:,} params")
+        cost = replace(cost, params=max(claims.params, file.params), thop=claims.of("FLOPs"))
+    if blind and counted:
+        notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
+    return _judge(path, budget, cost, [*told, *notes])
+
+
+def _safetensors(path: Path, said: Any) -> Verdict:
+    from safetensors import SafetensorError, safe_open
+
+    budget, notes = _budget(path, said, None)
+    if others := [limit.text for limit in budget.limits if limit.unit != "params"]:
+        raise UsageError(f"{path}: weights prove nothing about {', '.join(others)}; verify the model.onnx beside them.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = [file.get_slice(n) for n in file.keys() if not n.endswith(_STATISTICS)]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: not a whole safetensors file: {error}") from None
+    params = 0
+    for tensor in tensors:
+        size = 1
+        for n in tensor.get_shape():
+            size *= n
+        params += size if tensor.get_dtype() in _FLOATS else 0
+    told = f"counted in the header: {params:,} params (everything but the statistics of batch norms)"
+    return _judge(path, budget, Cost(params=params, macs=0, thop=0, bytes=0), [told, *notes])
+
+
+def _folder(path: Path, said: Any) -> Verdict:
+    """Check model.onnx, and that report.json tells the truth about it and about every other file."""
+    file, story = path / "model.onnx", path / "report.json"
+    for needed in (file, story):
+        if not needed.is_file():
+            raise UsageError(f"{path}: holds no {needed.name}; give the output folder of a finished run.")
+    verdict = _onnx(file, said)
+    if verdict.code not in (0, 1):
+        return verdict
+    try:
+        report = json.loads(story.read_bytes())
+        lies = _lies(path, report)
+        missed = _missed(report)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{story}: not a report, or a damaged one ({type(error).__name__}: {error}).") from None
+    if lies:
+        raise ArtifactError(f"{story}: does not agree with the files beside it: {'; '.join(lies)}.")
+    if missed and verdict.code == 0:
+        return replace(verdict, code=1, lines=(missed, *verdict.lines))
+    return verdict
+
+
+def _lies(path: Path, report: Mapping[str, Any]) -> list[str]:
+    """Say where a report and the files disagree, in the order of a reader's interest."""
+    from compress.export import onnx_file
+
+    file = path / "model.onnx"
+    known = onnx_file.metadata(onnx_file.read(file))
+    cost, claims = report["cost"], known.get("claims", {}) | {"bytes": file.stat().st_size}
+    if claims.get("thop", 0) is None:  # thop is blind to layers of this network: its figure is below the MACs
+        claims["thop"] = min(cost["thop"], cost["macs"] - 1)
+    lies = [f"{k} {cost[k]:,} and in model.onnx {v:,}" for k, v in sorted(claims.items()) if cost[k] != v]
+    if report["base"] != known.get("base"):
+        lies.append("the base model's cost is another one in model.onnx")
+    for row in report["budget"]:
+        value = Cost(**cost).of(row["unit"])
+        if (row["value"], row["pass"]) != (value, value <= row["limit"]):
+            lies.append(f"the row of {row['text']!r} says {row['value']:,}, {'kept' if row['pass'] else 'not kept'}")
+    if report["verdict"]["code"] == 0 and any(not row["pass"] for row in report["budget"] if row["level"] == "error"):
+        lies.append("it says that the budget is kept and shows that it is not")
+    for name, check in report["parity"].items():
+        if not (path / name).is_file():
+            lies.append(f"{name} is missing")
+        elif digest(path / name) != check["sha256"]:
+            lies.append(f"{name} is not the file that was checked")
+    return lies
+
+
+def _missed(report: Mapping[str, Any]) -> str:
+    """Say that the run missed the accuracy that its recipe requires; nothing when it did not."""
+    reached, required = report["accuracy"]["val"], report["accuracy"]["required"]
+    if required is None or (reached is not None and reached >= required):
+        return ""
+    return f"not kept: validation accuracy {reached} is below the {required} that the recipe requires."
+
+
+def _judge(path: Path, budget: Budget, cost: Cost, told: list[str]) -> Verdict:
+    kept = budget.holds(cost)
+    rows = budget.rows(cost)
+    lines = [f"{path}: {'keeps' if kept else 'does not keep'} {', '.join(limit.text for limit in budget.limits)}."]
+    for row, limit in zip(rows, budget.limits, strict=True):
+        value = cost.of(limit.unit)
+        word = "kept" if row["pass"] else "OVER" if limit.level == "error" else "over (a warning)"
+        lines.append(f"{limit.text}: {word}, {show(value, limit.unit)} = {value:,} of {limit.limit:,} {limit.unit}")
+    return Verdict(0 if kept else 1, (*lines, *told), tuple(rows))
+
+
+def _budget(path: Path, said: Any, base: Cost | None) -> tuple[Budget, list[str]]:
+    if isinstance(said, Budget):
+        return said, []
+    shares = [amount.text for amount, _ in amounts(said) if amount.share is not None]
+    if shares and base is None:
+        raise UsageError(
+            f"{path}: {shares[0]!r} is a share of a base model that this file does not name; write a count."
+        )
+    notes = [f"{', '.join(shares)}: of the base model as the metadata claims it"] if shares else []
+    return Budget.parse(said, base), notes
+
+
+def _claims(path: Path, claims: Any, size: int) -> tuple[Cost | None, bool]:
+    """Return what the metadata claims, and whether it lacks thop's figure (null where thop is blind to some layers)."""
+    if claims is None:
+        return None, True
+    blind = False
+    if isinstance(claims, dict):
+        blind = claims.get("thop", 0) is None
+        claims = claims | {"bytes": size} | ({"thop": 0} if blind else {})
+    return _cost(path, claims), blind
+
+
+def _cost(path: Path, claims: Any) -> Cost:
+    """Read a cost from metadata: whole numbers that are not negative, or it is no evidence."""
+    names = ("params", "macs", "thop", "bytes")
+    numbers = list(claims.values()) if isinstance(claims, dict) and set(claims) == set(names) else [None]
+    if any(type(n) is not int or n < 0 for n in numbers):
+        raise ArtifactError(f"{path}: its metadata holds no cost of {', '.join(names)}, but {claims!r}.")
+    return Cost(**claims)

@@ -1,0 +1,57 @@
+"""What a growth adds to a layer is a formula of widths and prices."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compress.budget import Budget
+from compress.method_settings import Adenel
+from compress.methods.adenel import overshoot, proposal
+from compress.price import Price, Term
+
+
+def family(spaces: int, draw: np.random.Generator) -> Price:
+    """A chain of layers: each costs inputs x outputs x something, as convolutions do."""
+    names = [f"s{i}" for i in range(spaces)]
+    terms = []
+    for i in range(spaces + 1):
+        p, m, t = (int(n) for n in draw.integers(1, 500, 3))
+        left = ({names[i - 1]: 1}, 0) if i else ({}, 3)
+        right = ({names[i]: 1}, 0) if i < spaces else ({}, 10)
+        terms.append(Term((p, m, m + t, 4 * p), *left, *right))
+    return Price.from_terms(names, terms)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.lists(st.integers(1, 80), min_size=1, max_size=5), st.data(), st.sampled_from(["fixed", "ratio", "equal_cost"]),
+    st.integers(1, 12), st.sampled_from([1.01, 1.1, 1.5, 2.0]), st.sampled_from([1, 8]), st.integers(0, 9),
+)  # fmt: skip
+def test_amounts_are_the_naive_formulas(
+    wide: list[int], data: st.DataObject, amount: str, filters: int, ratio: float, align: int, seed: int
+) -> None:
+    price = family(len(wide), np.random.default_rng(seed))
+    widths = dict(zip(price.spaces, wide, strict=True))
+    ready = data.draw(st.lists(st.sampled_from(price.spaces), min_size=1, unique=True))
+    budget = Budget.parse([{"limit": "9GMACs"}, "3MB", "2Mparams", {"limit": "7kFLOPs", "level": "warn"}])
+    goal = proposal(price, widths, ready, budget, Adenel(amount=amount, filters=filters, ratio=ratio), align)  # type: ignore[arg-type]
+
+    def share(name: str) -> float:
+        more = price.cost({**widths, name: widths[name] + 1}) - price.cost(widths)
+        return max(more.macs / 9e9, more.bytes / 3e6, more.params / 2e6)
+
+    for name, width in widths.items():
+        if name not in ready:
+            assert goal[name] == width
+            continue
+        mean = sum(filters * share(r) for r in ready) / len(ready)
+        expected = {
+            "fixed": width + filters,
+            "ratio": max(width + filters, int(ratio * width)),
+            "equal_cost": width + max(1, round(mean / share(name))),
+        }[amount]
+        assert goal[name] % align == 0
+        assert 0 <= goal[name] - expected < align
+    wider = overshoot(price, goal, ready, budget)
+    assert budget.utilisation(price.cost(wider)) > 1
+    assert all(wider[name] >= goal[name] if name in ready else wider[name] == goal[name] for name in widths)

@@ -1,0 +1,223 @@
+"""What people see: aligned lines that read the same in a log, and one live line where a person watches."""
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compress.budget import Budget, Cost
+from compress.console import in_short, percent, result_lines, say, table, telling
+
+PLANNED = SimpleNamespace(
+    graph=SimpleNamespace(price=SimpleNamespace(cost=lambda w: Cost(sum(w.values()), sum(w.values()) * 100, 0, 0))),
+    budget=Budget.parse("4000MACs"),
+    base=Cost(90, 9000, 9000, 900),
+    seed=Cost(8, 800, 800, 80),
+    recipe=SimpleNamespace(
+        model=SimpleNamespace(factory="shop:net"),
+        method=SimpleNamespace(name="adenel", tune=SimpleNamespace(epochs=10)),
+    ),
+)
+DIGITS = SimpleNamespace(
+    name="digits",
+    shape=(1, 8, 8),
+    classes="0123456789",
+    counts={"train": 1000, "val": 400},
+    batch=50,
+    steps_per_epoch=20,
+)
+NOTE: dict[str, Any] = {
+    "event": "round",
+    "step": 45,
+    "macs": 2000,
+    "params": 20,
+    "round": 3,
+    "loss": 1.25,
+    "val": 0.875,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(events: list[tuple[str, dict[str, Any]]], stream: io.StringIO | None = None) -> str:
+    to = stream or io.StringIO()
+    with telling(quiet=False, stream=to) as tell:
+        for kind, said in events:
+            tell(kind, **said)
+    return to.getvalue()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal()
+
+
+STORY: list[tuple[str, dict[str, Any]]] = [
+    ("plan", {"plan": PLANNED, "data": DIGITS}),
+    ("resumed", {"step": 40}),
+    ("progress", {"step": 1, "steps": 5, "loss": 2.0, "images_per_second": 100.0}),
+    ("note", {**NOTE, "widths": {"a": 4, "b": 16}}),
+    ("progress", {"step": 5, "steps": 5, "loss": 2.0, "images_per_second": 100.0}),
+    ("warning", {"text": "threads was 2 and is 1"}),
+    ("developed", {"why": "the budget is filled"}),
+    ("stage", {"text": "exporting [everything]"}),
+]
+
+
+def test_a_log_has_one_line_an_event_and_no_control_characters() -> None:
+    text = shown(STORY)
+    lines = text.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert lines[0] == "digits: images 1 x 8 x 8 in 10 classes, 1,000 train, 400 val"
+    assert lines[1] == "shop:net: 9.0 kMACs, 90 params; starts at 800 MACs, 8 params; budget 4000MACs"
+    assert lines[2] == "resumed from step 40"
+    assert lines[3].split() == ["event", "step", "MACs", "params", "budget", "loss", "val", "widths"]
+    assert lines[4].split("  ")[0] == "round 3"
+    assert lines[4].endswith("50.00%   1.2500   87.50%  4 16")  # (4 + 16) * 100 MACs of 4000
+    assert lines[5:] == [
+        "warning: threads was 2 and is 1",
+        "training ended: the budget is filled",
+        "exporting [everything]",
+    ]
+
+
+def test_columns_stand_under_their_names_whatever_is_known() -> None:
+    events = [("note", {**NOTE, "widths": {"a": 4}}), ("note", {"event": "tune", "step": 9, "macs": 1, "params": 2})]
+    head, full, bare = shown(events).splitlines()
+    assert (
+        head.index("MACs") + len("MACs") == full.index("kMACs") + len("kMACs") == bare.index("1 MACs") + len("1 MACs")
+    )
+    assert bare.split() == ["tune", "9", "1", "MACs", "2", "params"]
+
+
+def test_a_terminal_sees_the_same_lines_and_one_that_moves(terminal: Terminal) -> None:
+    text = shown(STORY, terminal)
+    for line in ("resumed from step 40", "training ended: the budget is filled", "exporting [everything]"):
+        assert line in text
+    assert "1/5  loss 2.0000  100 images/s  next line in 0:02" in text  # 4 steps of 50 images at 100 a second
+    assert "\x1b[?25l" in text  # the cursor is hidden while a line moves
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # and is there again afterwards
+
+
+def test_the_time_left_is_that_of_all_epochs_once_the_last_stage_has_begun(terminal: Terminal) -> None:
+    ahead = {"step": 10, "steps": 20, "loss": 2.0, "images_per_second": 100.0}
+    tuned = {"event": "tune", "step": 9, "macs": 1, "params": 2, "epoch": 7.0}
+    text = shown([STORY[0], ("note", tuned), ("progress", ahead)], terminal)
+    assert "100 images/s  0:25 left" in text  # 3 epochs of 20 steps, less 10, of 50 images
+
+
+def test_the_cursor_comes_back_when_a_run_breaks_off(terminal: Terminal) -> None:
+    with pytest.raises(KeyboardInterrupt), telling(quiet=False, stream=terminal) as tell:  # noqa: PT012
+        tell("progress", step=1, steps=5, loss=2.0, images_per_second=100.0)
+        raise KeyboardInterrupt
+    text = terminal.getvalue()
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_a_dumb_terminal_is_a_log(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert all(line.isprintable() for line in shown(STORY, terminal).splitlines())
+
+
+def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with telling(quiet=True) as tell:
+        for kind, said in STORY:
+            tell(kind, **said)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_events_that_nobody_knows_are_let_pass() -> None:
+    assert shown([("sunrise", {"at": 6}), ("stage", {"text": "on", "more": 1})]) == "on\n"
+
+
+def test_what_a_name_smuggles_in_is_not_a_control_character() -> None:
+    assert shown([("warning", {"text": "a\x1b[2Jb\nc"})]) == "warning: a?[2Jb?c\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
+def test_a_log_that_cannot_be_written_ends_no_run(error: OSError) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    assert shown(STORY, Broken()) == ""
+
+
+def test_a_reader_that_went_away_is_no_error_but_a_full_disk_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress.errors import UsageError
+
+    class Broken(io.StringIO):
+        def __init__(self, error: OSError) -> None:
+            super().__init__()
+            self.error = error
+
+        def write(self, text: str) -> int:
+            raise self.error
+
+    monkeypatch.setattr(sys, "stdout", Broken(BrokenPipeError(32, "Broken pipe")))
+    say("unheard")
+    monkeypatch.setattr(sys, "stdout", Broken(OSError(28, "No space left on device")))
+    with pytest.raises(UsageError, match=r"^The output cannot be written: No space left on device\.$"):
+        say("lost")
+
+
+def test_a_table_is_aligned_on_the_side_that_is_asked_for() -> None:
+    assert table(["space", "width", ""], [["a", "8", "free"], ["stage1", "128", ""]], right=(1,)) == [
+        "space   width",
+        "a           8  free",
+        "stage1    128",
+    ]
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**9))
+@settings(deadline=None, derandomize=True)
+def test_a_percentage_is_rounded_down_and_by_less_than_a_hundredth(part: int, whole: int) -> None:
+    from fractions import Fraction
+
+    said = Fraction(percent(part / whole).removesuffix("%"))
+    exact = Fraction(100 * part, whole)
+    assert said <= exact + Fraction(1, 10**6)
+    assert exact - said < Fraction(101, 10_000)
+
+
+def test_few_widths_are_all_named_and_many_are_summed_up() -> None:
+    assert in_short({"a": 8, "b": 8, "c": 64}) == "8 8 64"
+    assert in_short({str(n): 10 + n for n in range(40)}) == "10 to 49 in 40 spaces"
+
+
+def row(text: str, unit: str, value: int, limit: int, level: str = "error") -> dict[str, Any]:
+    kept = {"utilisation": value / limit, "pass": value <= limit}
+    return {"text": text, "unit": unit, "value": value, "limit": limit, "level": level, **kept}
+
+
+REPORT: dict[str, Any] = {
+    "verdict": {"code": 1, "text": "not kept: 110 MACs of 100MACs"},
+    "budget": [row("100MACs", "MACs", 110, 100), row("9B", "B", 10, 9, "warn"), row("50% params", "params", 4, 8)],
+    "accuracy": {"val": 0.5, "test": None, "required": 0.9},
+    "train_cost": {"images": 640, "share": 0.0421, "baseline": {"name": "vgg for 300 epochs"}},
+}
+
+
+def test_a_result_names_counters_accuracy_cost_files_and_the_command_that_guards_it(tmp_path: Any) -> None:
+    (tmp_path / "model.onnx").touch()
+    lines = result_lines(tmp_path, REPORT)
+    assert lines[0] == "not kept: 110 MACs of 100MACs"
+    assert [line.split("  ")[0] for line in lines[2:5]] == ["100MACs", "9B", "50% params"]
+    assert lines[2].endswith("  MACs, our count")
+    assert "110.00%  OVER" in lines[2]
+    assert "111.11%  over, a warning  bytes of model.onnx" in lines[3]
+    assert "50.00%  kept" in lines[4]
+    assert lines[5] == "accuracy: validation 50.00% (required 90.00%), no test images"
+    assert lines[6] == "training: 4.21% of vgg for 300 epochs"
+    assert lines[7] == f"files: {tmp_path / 'model.onnx'}"
+    assert lines[8].endswith("--budget '100MACs, 50% params'")  # warnings guard nothing

@@ -1,0 +1,135 @@
+"""A first recipe: for any model and images, valid, explained key by key, and never written over another."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+import compress
+from compress import recipe
+from compress.cli import main
+from compress.errors import Infeasible, UsageError
+from compress.init import beside, init, source_of
+
+NET = """
+from torch import nn
+
+def make(num_classes=1000, in_chans=3, norm=True):
+    return nn.Sequential(
+        nn.Conv2d(in_chans, 16, 3), nn.BatchNorm2d(16) if norm else nn.Identity(), nn.ReLU(), nn.Conv2d(16, 24, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes),
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    return tmp_path
+
+
+def pictures(folder: Path, classes: int = 2) -> Path:
+    """A folder of 48 grey images of 9 x 9 pixels."""
+    from PIL import Image
+
+    for number in range(48):
+        path = folder / f"train/kind{number % classes}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), number * 5).save(path)
+    return folder
+
+
+def call(*said: str) -> Result:
+    return CliRunner().invoke(main, ["init", *said])
+
+
+def test_the_command_writes_a_recipe_that_can_be_planned_and_says_what_to_do_with_it() -> None:
+    done = call("compress.models:vgg", "digits", "--args", '{"widths": [9, 12], "pools": [1]}', "--out", "my.yaml")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].startswith("my.yaml is written; feasible: ")
+    assert "compress run my.yaml" in done.stdout
+    said = recipe.read("my.yaml")
+    assert said.model.args == {"widths": [9, 12], "pools": [1], "in_channels": 1, "size": 8}  # 10 classes by default
+    assert said.model.input == (1, 8, 8)
+    assert said.budget == "50%"
+    assert compress.plan("my.yaml").feasible
+
+
+def test_every_key_has_a_comment() -> None:
+    init("./net.py:make", str(pictures(Path("pictures"))), size=12)
+    lines = Path("recipe.yaml").read_text().splitlines()
+    headings = ("data:", "train:", "method:")
+    assert [line for line in lines if line and line[0] != "#" and line not in headings and " # " not in line] == []
+    columns = {line.index(" # ") for line in lines if " # " in line}
+    assert len(columns) == 1
+
+
+def test_what_the_data_decides_is_taken_from_it_unless_it_is_given() -> None:
+    init("./net.py:make", str(pictures(Path("pictures"), classes=3)), out="a.yaml")
+    assert recipe.read("a.yaml").model.args == {"num_classes": 3, "in_chans": 1}
+    init("./net.py:make", "pictures", out="b.yaml", args={"num_classes": 5, "norm": False})
+    assert recipe.read("b.yaml").model.args == {"num_classes": 5, "in_chans": 1, "norm": False}
+    assert (recipe.read("a.yaml").train.lr, recipe.read("b.yaml").train.lr) == (
+        0.1,
+        0.05,
+    )  # with and without batch norm
+
+
+def test_model_and_images_are_named_from_where_the_recipe_lies() -> None:
+    pictures(Path("pictures"))
+    Path("recipes").mkdir()
+    init("./net.py:make", "pictures", out="recipes/my.yaml", size=12)
+    said = recipe.read("recipes/my.yaml")
+    assert (said.model.factory, said.data.path, said.data.size) == ("../net.py:make", "../pictures", 12)
+    assert compress.plan("recipes/my.yaml").feasible
+
+
+@pytest.mark.parametrize(("share", "widest"), [("90%", 8), ("10%", 2)])
+def test_a_small_budget_gets_a_narrow_seed_so_that_there_is_room_to_grow(share: str, widest: int) -> None:
+    planned = init("./net.py:make", "digits", share)
+    said = yaml.safe_load(Path("recipe.yaml").read_text())
+    assert said["method"]["seed_width"] == widest
+    again = compress.plan("recipe.yaml")
+    assert again.budget.utilisation(again.seed) <= 0.5
+    assert again.floor == planned.floor
+
+
+def test_nothing_is_ever_overwritten_and_nothing_infeasible_is_written() -> None:
+    Path("mine.yaml").write_text("seed: 1\n")
+    with pytest.raises(UsageError, match=r"mine\.yaml exists already"):
+        init("./net.py:make", "digits", out="mine.yaml")
+    assert Path("mine.yaml").read_text() == "seed: 1\n"
+    with pytest.raises(Infeasible, match="below the floor"):
+        init("./net.py:make", "digits", "9MACs", out="my.yaml")
+    with pytest.raises(UsageError, match="'fast' is not"):
+        init("./net.py:make", "digits", "fast", out="my.yaml")
+    assert not Path("my.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("digits", {"source": "digits"}),
+        ("pics", {"source": "folder", "size": 32}),
+        ("x.npz", {"source": "npz"}),
+    ],
+)
+def test_images_are_a_known_set_or_a_folder_or_a_file(data: str, says: dict[str, Any]) -> None:
+    Path("pics").mkdir()
+    Path("x.npz").touch()
+    path = {} if data == "digits" else {"path": str(Path(data).absolute())}
+    assert source_of(data, 32) == says | path
+
+
+@pytest.mark.parametrize("data", ["nowhere", "x.npz", "net.py", ""])
+def test_anything_else_names_no_images(data: str) -> None:
+    with pytest.raises(UsageError, match="names no images; give digits, mnist"):
+        source_of(data)
+
+
+def test_a_factory_in_a_file_is_named_without_its_folder() -> None:
+    assert beside("compress.models:vgg") == ("compress.models:vgg", Path.cwd())
+    assert beside("a/net.py:make") == ("./net.py:make", Path.cwd() / "a")
