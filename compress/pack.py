@@ -33,7 +33,7 @@ from compress.run import Result
 from compress.settings import Recipe
 from compress.structure import construct
 from compress.surgery import fit, survey
-from compress.workplace import claim, default_out, publish
+from compress.workplace import RESULT, claim, default_out, publish
 
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 
@@ -74,7 +74,7 @@ def pack(
     if said.model.input not in (None, pictures.shape):
         raise UsageError(f"The input is {shape}, but the images of {pictures.name} are {pictures.shape}.")
     with claim(target, resume=False) as work:
-        result = work / "result"
+        result = work / RESULT
         try:
             result.mkdir()
             told = _write(said, tensors, pictures, result, started, tell)

@@ -34,7 +34,7 @@ from compress.plan import Plan, draw_up, images, known_shape, method_of
 from compress.settings import Recipe
 from compress.structure import construct
 from compress.surgery import Surgeon
-from compress.workplace import UNWRITABLE, claim, default_out, publish
+from compress.workplace import RESULT, UNWRITABLE, claim, default_out, publish
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def run(
             tell("warning", text=f"nothing was saved in {work}: starting afresh")
         resumed = develop(lab, method_of(said), work, tell)
         story = tell_story(lab, planned, resumed, shlex.join(command))
-        result = _empty(work / "result")
+        result = _empty(work / RESULT)
         told = deliver(lab.model, said, lab.data, lab.budget, result, story, lambda: time.monotonic() - started, tell)
         publish(work, result, target)
     return Result(target, told)
@@ -245,7 +245,7 @@ def _clean(work: Path, target: Path) -> Iterator[None]:
         later = "; --resume goes on from the last checkpoint" if (work / checkpoint.FILE).exists() else ""
         raise UsageError(f"{error.filename or target} cannot be written: {error.strerror or error}{later}") from None
     finally:
-        shutil.rmtree(work / "result", ignore_errors=True)
+        shutil.rmtree(work / RESULT, ignore_errors=True)
 
 
 @contextmanager

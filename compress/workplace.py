@@ -18,6 +18,7 @@ from pathlib import Path
 from compress.errors import UsageError
 
 LOCK = "lock"
+RESULT = "result"  # files on their way to OUT; what a killed process left of them is of no use to anybody
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
@@ -47,6 +48,7 @@ def claim(out: Path, *, resume: bool) -> Iterator[Path]:
     work = partial(out)
     with _locked(work):
         _refuse_existing(out)  # another process may have finished it just now
+        shutil.rmtree(work / RESULT, ignore_errors=True)
         if not resume and any(entry.name != LOCK for entry in work.iterdir()):
             raise UsageError(
                 f"{work} holds an interrupted run; go on with --resume, remove that folder, or name another with --out"

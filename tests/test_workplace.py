@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import UsageError
-from compress.workplace import LOCK, claim, default_out, partial, publish
+from compress.workplace import LOCK, RESULT, claim, default_out, partial, publish
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = """
@@ -136,6 +136,15 @@ def test_a_failure_after_something_is_saved_keeps_it_and_makes_no_result(tmp_pat
     with pytest.raises(ZeroDivisionError):
         work_in_vain(tmp_path / "out", save=True)
     assert entries(tmp_path) == ["out.partial", "out.partial/saved"]
+
+
+def test_half_a_result_of_a_killed_process_is_in_nobodys_way(tmp_path: Path) -> None:
+    left = partial(tmp_path / "out") / RESULT
+    left.mkdir(parents=True)
+    (left / "model.onnx").write_text("half")
+    with claim(tmp_path / "out", resume=False) as work:
+        assert entries(work) == [LOCK]
+    assert entries(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_made_is_told_in_a_sentence(tmp_path: Path) -> None:
