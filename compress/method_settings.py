@@ -54,7 +54,8 @@ class Adenel(Keys):
     """Grow layers whose support passes tau, or all; 'support' is the method, 'all' its control."""
     amount: Literal["fixed", "ratio", "equal_cost"] = "equal_cost"
     """What a growth adds to a layer: 'filters'; or up to max(width + filters, ratio x width); or as many as take the
-    same share of the budget, together what 'filters' a layer take. Equal counts would spend it on early layers."""
+    same share of what is left of the budget, together what 'filters' a layer take, several limits weighted so that they
+    run out together. Equal counts would spend it on early layers."""
     filters: Count = 4
     """Filters added to a layer in a growth, see amount; 4 as the published code has it for residual nets."""
     ratio: Annotated[float, Field(gt=1), BeforeValidator(number)] = 1.1

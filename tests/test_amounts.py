@@ -1,5 +1,7 @@
 """What a growth adds to a layer is a formula of widths and prices."""
 
+import operator
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,22 +38,50 @@ def test_amounts_are_the_naive_formulas(
     budget = Budget.parse([{"limit": "9GMACs"}, "3MB", "2Mparams", {"limit": "7kFLOPs", "level": "warn"}])
     goal = proposal(price, widths, ready, budget, Adenel(amount=amount, filters=filters, ratio=ratio), align)  # type: ignore[arg-type]
 
-    def share(name: str) -> float:
-        more = price.cost({**widths, name: widths[name] + 1}) - price.cost(widths)
-        return max(more.macs / 9e9, more.bytes / 3e6, more.params / 2e6)
+    now = price.cost(widths)
+    left = (9 * 10**9 - now.macs, 3 * 10**6 - now.bytes, 2 * 10**6 - now.params)
+    strain = {}
+    for name in ready:
+        more = price.cost({**widths, name: widths[name] + 1}) - now
+        strain[name] = [m / max(1, rest) for m, rest in zip((more.macs, more.bytes, more.params), left, strict=True)]
+    weights = [1 / 3, 1 / 3, 1 / 3]
+    for _ in range(50):  # a limit that equal shares would strain more than the others weighs more
+        shares = {name: sum(map(operator.mul, weights, of)) for name, of in strain.items()}
+        weights = [w * sum(of[k] / shares[name] for name, of in strain.items()) for k, w in enumerate(weights)]
+        weights = [w / sum(weights) for w in weights]
+    shares = {name: sum(map(operator.mul, weights, of)) for name, of in strain.items()}
 
     for name, width in widths.items():
         if name not in ready:
             assert goal[name] == width
             continue
-        mean = sum(filters * share(r) for r in ready) / len(ready)
+        mean = filters * sum(shares.values()) / len(ready)
         expected = {
             "fixed": width + filters,
             "ratio": max(width + filters, int(ratio * width)),
-            "equal_cost": width + max(1, round(mean / share(name))),
+            "equal_cost": width + max(1, round(mean / shares[name])),
         }[amount]
         assert goal[name] % align == 0
         assert 0 <= goal[name] - expected < align
     wider = overshoot(price, goal, ready, budget)
     assert budget.utilisation(price.cost(wider)) > 1
     assert all(wider[name] >= goal[name] if name in ready else wider[name] == goal[name] for name in widths)
+
+
+def test_two_limits_run_out_together_when_every_layer_grows() -> None:
+    """Early layers cost MACs and late ones parameters: spent one by one, the first full limit would end the growing."""
+    sizes = [4096, 4096, 1024, 1024, 256, 256, 64, 64, 16, 16]  # pixels
+    names = [f"s{i}" for i in range(len(sizes))]
+    inputs: list[tuple[dict[str, int], int]] = [({}, 3), *(({name: 1}, 0) for name in names)]
+    terms = [
+        Term((9, 9 * pixels, 9 * pixels, 36), *inputs[i], {name: 1}, 0)
+        for i, (name, pixels) in enumerate(zip(names, sizes, strict=True))
+    ]
+    price, widths = Price.from_terms(names, terms), dict.fromkeys(names, 4)
+    balanced = Budget.parse("100MMACs, 0.2Mparams")
+    while balanced.holds(price.cost(widths)):
+        before = price.cost(widths)
+        widths = proposal(price, widths, names, balanced, Adenel(), 1)
+    used = [row["utilisation"] for row in balanced.rows(before)]
+    assert min(used) > 0.75 * max(used)  # type: ignore[type-var, operator]
+    assert widths["s0"] < widths["s9"]

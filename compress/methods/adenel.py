@@ -32,6 +32,9 @@ from compress.price import Price
 from compress.train import lr_at
 
 
+BALANCING = 50  # steps to the prices of several limits; they settle within a few
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Where a run stands; with the tensors, all that a restart needs."""
@@ -263,8 +266,8 @@ def proposal(
     price: Price, widths: Mapping[str, int], ready: Sequence[str], budget: Budget, settings: Adenel, align: int
 ) -> dict[str, int]:
     """The widths that a round asks for, whatever the budget says: those of the spaces that are ready to grow rise."""
-    shares = _shares(price, widths, budget)
-    pool = settings.filters * float(np.mean([shares[name] for name in ready] or [0.0]))
+    shares = _shares(price, widths, ready, budget) if ready else {}
+    pool = settings.filters * float(np.mean([*shares.values()] or [0.0]))
     amounts: dict[str, Callable[[str], int]] = {
         "fixed": lambda name: settings.filters,
         "ratio": lambda name: max(settings.filters, int(settings.ratio * widths[name]) - widths[name]),
@@ -274,12 +277,22 @@ def proposal(
     return {**widths, **{name: up(widths[name] + added(name), align) for name in ready}}
 
 
-def _shares(price: Price, widths: Mapping[str, int], budget: Budget) -> dict[str, float]:
-    """What one channel more of each space takes of the budget, by the limit that it strains most."""
-    steps = price.steps(widths)
-    limits = [(*COLUMNS[limit.unit], limit.limit) for limit in budget.limits if limit.level == "error"]
-    shares = np.max([steps[:, columns].max(1) * times / most for columns, times, most in limits], axis=0)
-    return dict(zip(price.spaces, shares.tolist(), strict=True))
+def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budget: Budget) -> dict[str, float]:
+    """What one channel more of each ready space takes of what is left of the budget.
+
+    Of several limits it is a weighted mean, with the weights at which equal shares use up all of them together (or leave
+    out the ones that cannot be used up): the prices of proportional fairness. Any one limit alone would be spent long
+    before the others.
+    """
+    rows, steps, cost = [price.spaces.index(name) for name in ready], price.steps(widths), price.cost(widths)
+    limits = [limit for limit in budget.limits if limit.level == "error"]
+    left = [(*COLUMNS[limit.unit], max(1, limit.limit - cost.of(limit.unit))) for limit in limits]
+    strain = np.stack([steps[rows][:, columns].max(1) * times / rest for columns, times, rest in left], axis=1)
+    weights = np.full(len(limits), 1 / len(limits))
+    for _ in range(BALANCING):
+        used = (strain / (strain @ weights)[:, None]).mean(0)  # of each limit, if every space took one share
+        weights = weights * used / (weights @ used)
+    return dict(zip(ready, (strain @ weights).tolist(), strict=True))
 
 
 def overshoot(price: Price, goal: Mapping[str, int], names: Collection[str], budget: Budget) -> dict[str, int]:
