@@ -31,7 +31,6 @@ from compress.method_settings import Adenel
 from compress.price import Price
 from compress.train import lr_at
 
-
 BALANCING = 50  # steps to the prices of several limits; they settle within a few
 
 
@@ -280,9 +279,9 @@ def proposal(
 def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budget: Budget) -> dict[str, float]:
     """What one channel more of each ready space takes of what is left of the budget.
 
-    Of several limits it is a weighted mean, with the weights at which equal shares use up all of them together (or leave
-    out the ones that cannot be used up): the prices of proportional fairness. Any one limit alone would be spent long
-    before the others.
+    Of several limits it is a weighted mean, with the weights at which equal shares use up all of them together (or
+    leave out those that cannot be used up): the prices of proportional fairness. Any one limit alone would be spent
+    long before the others.
     """
     rows, steps, cost = [price.spaces.index(name) for name in ready], price.steps(widths), price.cost(widths)
     limits = [limit for limit in budget.limits if limit.level == "error"]
