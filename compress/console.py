@@ -133,7 +133,7 @@ class _Story:
         self.price, self.budget = plan.graph.price, plan.budget
         self.batch, self.epoch = data.batch, data.steps_per_epoch
         method = plan.recipe.method
-        self.epochs = (method.tune if method.name == "adenel" else method).epochs
+        self.epochs = getattr(method, "tune", method).epochs
         counts = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
         size = " x ".join(map(str, data.shape))
         self.screen.line(f"{data.name}: images {size} in {len(data.classes)} classes, {counts}")

@@ -40,9 +40,9 @@ class Data:
     shape: tuple[int, int, int]
     """Channels, height and width of one image."""
     mean: tuple[float, ...]
-    """Mean of each channel over the training images, in the range 0 to 1."""
+    """What is subtracted from each channel, in the range 0 to 1: its mean over the training images, unless stated."""
     std: tuple[float, ...]
-    """Standard deviation of each channel likewise; 1 where a channel is constant."""
+    """What it is divided by: its standard deviation likewise; 1 where a channel is constant."""
     counts: dict[str, int]
     """Images in "train", "val" and "test"; 0 where the data has no test images."""
     batch: int
@@ -165,6 +165,7 @@ def load(
     parts["train"] = (train, numbers)
     histogram = _histogram(train, numbers)
     mean, std = _moments(histogram)
+    mean, std = _stated("mean", said.mean, mean), _stated("std", said.std, std)
     factor = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, -1, 1, 1)
     summand = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, -1, 1, 1)
     return Data(
@@ -241,6 +242,12 @@ def _moments(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         mean.append(once / (255 * n))
         std.append(math.sqrt(square) / (255 * n) or 1.0)
     return tuple(mean), tuple(std)
+
+
+def _stated(key: str, said: tuple[float, ...] | None, measured: tuple[float, ...]) -> tuple[float, ...]:
+    if said is not None and (len(said) != len(measured) or max(said) >= 256):
+        raise UsageError(f"data.{key} is {list(said)}; it needs {len(measured)} numbers, of pixels from 0 to 1.")
+    return measured if said is None else said
 
 
 def _digest(name: str, classes: Sequence[str], parts: Mapping[str, tuple[Source, Tensor]], histogram: Tensor) -> str:

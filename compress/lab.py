@@ -27,6 +27,11 @@ S = TypeVar("S")
 class Method(Protocol[S]):
     """Hyper-parameters as fields, state as a frozen dataclass of plain values, and no loop: `run` has the only one."""
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether it goes on from the weights that the model has; else it draws all of them anew."""
+        ...
+
     def floor_widths(self, graph: Graph) -> dict[str, int]:
         """Widths of the smallest net that the method can make of a full one."""
         ...
@@ -189,6 +194,16 @@ class Lab:
             for key, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def sgd(lab: Lab) -> torch.optim.Optimizer:
+    """Plain SGD over what can be trained, as the recipe's `train` says; vectors have no weight decay."""
+    t = lab.recipe.train
+    decay, plain = decayed(lab.model)
+    groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": t.weight_decay}, {"params": plain}]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]], lr=t.lr, momentum=t.momentum, nesterov=t.nesterov
+    )
 
 
 def decayed(model: nn.Module, apart: Sequence[nn.Parameter] = ()) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

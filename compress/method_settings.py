@@ -9,7 +9,7 @@ from compress.keys import Count, Duration, Keys, NotNegative, Part, Positive, Sc
 
 
 class Tune(Keys):
-    """Training of the final shape, after growing ended."""
+    """Training of the final shape."""
 
     epochs: NotNegative = 20.0
     """Epochs; 20 let a cosine settle on small images, results worth publishing take more."""
@@ -109,6 +109,19 @@ PUBLISHED = {
 PUBLISHED_TUNE = {"epochs": 40, "schedule": "steps"}
 
 
+class L1(Keys):
+    """Narrow a trained net to its budget by the l1 norms of its filters, and tune it (Li et al. 2017)."""
+
+    name: Literal["l1"] = "l1"
+    """The method."""
+    rounds: Count = 1
+    """Cuts in which the widths go down to the budget's; more, with training between them, help where much goes."""
+    round: SpanOrNone = Duration(1.0, "epochs")
+    """Training between two cuts, at a constant rate."""
+    tune: Tune = Tune()
+    """Training of the final shape; epochs: 0 leaves the weights as they are."""
+
+
 class Scratch(Keys):
     """Train one shape from newly drawn weights: the control that every method is compared with."""
 
@@ -134,4 +147,4 @@ class Scratch(Keys):
         return self
 
 
-Method = Annotated[Adenel | Scratch, Field(discriminator="name")]
+Method = Annotated[Adenel | L1 | Scratch, Field(discriminator="name")]

@@ -3,6 +3,8 @@ network, and whether the budget can be kept at all."""
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +18,20 @@ from compress.budget import Budget, Cost
 from compress.cost import measure
 from compress.data import Data, load
 from compress.errors import Infeasible, UsageError
-from compress.graph import Graph
+from compress.graph import Graph, read
 from compress.lab import Method
 from compress.methods.adenel import AdeNeL
+from compress.methods.l1 import L1
 from compress.methods.scratch import Scratch
 from compress.settings import Recipe
 from compress.structure import construct
 from compress.surgery import survey
 from compress.units import show
+from compress.weights import fill, read_weights
 
 METHODS: dict[str, Callable[[Any, Recipe], Method[Any]]] = {
     "adenel": lambda settings, said: AdeNeL(settings, said.align),
+    "l1": lambda settings, said: L1(settings, said.align),
     "scratch": lambda settings, said: Scratch(settings, said.folder),
 }
 # Of known sets a plan needs nothing but this: no download for a budget that cannot be kept.
@@ -89,17 +94,65 @@ def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: M
     """
     said = source if isinstance(source, Recipe) else recipe.read(source, overrides or {}, budget)
     shape = known_shape(said) or images(said, torch.device("cpu")).shape
-    return draw_up(said, construct(said.model.factory, said.model.args, said.folder), shape)
+    return draw_up(said, full_model(said), shape)
+
+
+def full_model(said: Recipe) -> nn.Module:
+    """The full network with the weights that the recipe names, else with those of its factory."""
+    model = construct(said.model.factory, said.model.args, said.folder)
+    if said.model.weights is not None:
+        path = said.folder / Path(said.model.weights).expanduser()
+        fill(model, read_weights(path), exact=True)
+    return model
 
 
 def draw_up(said: Recipe, model: nn.Module, shape: tuple[int, ...]) -> Plan:
     """The plan of a recipe for a model that is built already."""
-    if said.model.weights is not None:
-        raise UsageError(f"model.weights: {said.method.name} draws all weights anew; leave the key out")
-    graph, base = survey(model, shape), measure(model, shape)
-    method, price = method_of(said), graph.price
+    method = method_of(said)
+    if not method.keeps_weights:
+        _refuse_drawing_anew(said, model)
+    graph, base = survey(model, shape, _held(said, model, shape)), measure(model, shape)
+    price = graph.price
     floors, seeds = method.floor_widths(graph), method.seed_widths(graph)
     return Plan(said, graph, base, price.cost(floors), floors, price.cost(seeds), seeds, said.limits(base))
+
+
+def _refuse_drawing_anew(said: Recipe, model: nn.Module) -> None:
+    """Weights that somebody wants to keep must not be lost to a method that draws all of them."""
+    name = said.method.name
+    if said.model.weights is not None:
+        raise UsageError(
+            f"model.weights: {name} draws all weights anew; leave the key out, or write method: {{name: l1}}"
+        )
+    if still := [key for key, parameter in model.named_parameters() if not parameter.requires_grad]:
+        raise UsageError(
+            f"{still[0]} cannot be trained (requires_grad is False), but {name} draws all weights anew; "
+            "let the factory leave it trainable, or prune what it holds with method: {name: l1}"
+        )
+
+
+def _held(said: Recipe, model: nn.Module, shape: tuple[int, ...]) -> dict[str, str]:
+    """The spaces that `include` and `exclude` keep as they are, each with its reason."""
+    include, exclude = said.model.include, said.model.exclude
+    if include == ("*",) and not exclude:
+        return {}
+    modules = [name for name, _ in model.named_modules() if name]
+    for key, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not fnmatch.filter(modules, pattern):
+                near = difflib.get_close_matches(pattern, modules, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"they begin with {', '.join(modules[:3])}"
+                raise UsageError(f"model.{key}: {pattern!r} matches no module of {said.model.factory}; {hint}")
+    held = {}
+    for name, space in read(model, shape).spaces.items():
+        for tensor in dict.fromkeys(tensor for tensor, _ in space.producers):
+            parts = tensor.split(".")[:-1]
+            paths = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]  # a module holds its children
+            if out := [p for p in exclude if any(fnmatch.fnmatchcase(path, p) for path in paths)]:
+                held[name] = f"model.exclude: {out[0]}"
+            elif not any(fnmatch.fnmatchcase(path, p) for p in include for path in paths or [""]):
+                held.setdefault(name, "model.include names other modules")
+    return held
 
 
 def method_of(said: Recipe) -> Method[Any]:

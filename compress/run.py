@@ -30,9 +30,8 @@ from compress.errors import ArtifactError, Interrupted, UsageError
 from compress.export import report
 from compress.export.verify import verify
 from compress.lab import Lab, Method
-from compress.plan import Plan, draw_up, images, known_shape, method_of
+from compress.plan import Plan, draw_up, full_model, images, known_shape, method_of
 from compress.settings import Recipe
-from compress.structure import construct
 from compress.surgery import Surgeon
 from compress.workplace import RESULT, UNWRITABLE, claim, default_out, publish
 
@@ -92,7 +91,7 @@ def prepare(said: Recipe, device: str, tell: Callable[..., None]) -> tuple[Lab, 
     find = functools.cache(lambda: images(said, place))  # late: a budget that cannot be kept needs no download
     shape = known_shape(said) or find().shape
     torch.manual_seed(said.seed)
-    model = construct(said.model.factory, said.model.args, said.folder)
+    model = full_model(said)
     planned = draw_up(said, model, shape)
     planned.refuse()
     data = find()
@@ -109,6 +108,8 @@ def develop(lab: Lab, method: Method[Any], work: Path, tell: Callable[..., None]
     """Method steps until the method is done, each followed by a checkpoint; the step it resumed from, if it did."""
     saved = checkpoint.load(work)
     if saved is None:
+        if method.keeps_weights:
+            lab.note("start", val=lab.score().accuracy, widths=lab.widths)
         state, resumed = method.init(lab), None
     else:
         _refuse_another(saved.state["run"], lab)

@@ -60,7 +60,12 @@ class Model(Keys):
     input: Annotated[tuple[Count, ...], AfterValidator(_shape)] | None = None
     """Shape of one input, [channels, height, width] in pixels; null takes it from the data."""
     weights: str | None = None
-    """A .safetensors file to start from; null starts from the factory's own initial weights."""
+    """A .safetensors file or a saved state_dict to start from, relative to the recipe; null: the factory's own weights,
+    which it may have loaded itself. For methods that prune; those that grow draw all weights anew."""
+    include: tuple[str, ...] = ("*",)
+    """Modules whose filters may come and go: shell patterns over their dotted names, such as 'layer*.conv1'; all."""
+    exclude: tuple[str, ...] = ()
+    """Modules whose filters stay as they are, likewise; none."""
 
 
 class Data(Keys):
@@ -81,6 +86,11 @@ class Data(Keys):
     """Zero padding in pixels before a random crop; 0 is off, 4 is usual for 32-pixel images."""
     flip: bool = False
     """Mirror half of the training images; off, since it is wrong for digits."""
+    mean: tuple[NotNegative, ...] | None = None
+    """Mean of each channel that is subtracted, of pixels from 0 to 1; null measures it on the training images. Weights
+    trained elsewhere need theirs."""
+    std: tuple[Positive, ...] | None = None
+    """Standard deviation of each channel that is divided by, likewise."""
     size: Count | None = None
     """Resize a folder's images to this many pixels a side; null keeps them."""
     workers: Whole = 2

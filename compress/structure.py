@@ -79,7 +79,8 @@ def construct(
 ) -> nn.Module:
     """Call a factory, given by import path, by file (relative to `folder`), or as a callable.
 
-    Raises UsageError where it cannot be imported, does not take these arguments, or returns no nn.Module.
+    A model in half or double precision is turned into float32, in which networks are trained, compared and exported
+    here. Raises UsageError where it cannot be imported, does not take these arguments, or returns no nn.Module.
     """
     make = locate(factory, folder) if isinstance(factory, str) else factory
     name = factory if isinstance(factory, str) else getattr(factory, "__name__", "the factory")
@@ -90,7 +91,7 @@ def construct(
         raise UsageError(f"model.factory: {name}({said}) failed: {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
         raise UsageError(f"model.factory: {name} must return a torch.nn.Module, it returned {type(model).__name__}")
-    return model
+    return model.float()
 
 
 def locate(factory: str, folder: Path | None = None) -> Callable[..., Any]:

@@ -122,6 +122,10 @@ def train(
                         f"{lr(start + late):g}. Try a third of the rate, a warm-up, or train.precision: fp32."
                     )
             waiting.clear()
+        if not loss.requires_grad:
+            raise UsageError(
+                "Nothing of the model can be trained: requires_grad is False everywhere, or forward() detaches."
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -230,9 +230,9 @@ def test_tied_weights_unsaved_buffers_and_counters_of_batch_norm_need_not_be_in_
     [
         ({"shape": (3, 8, 8)}, r"The input is \(3, 8, 8\), but the images of digits are \(1, 8, 8\)"),
         ({"shape": (8, 8)}, "expected three numbers"),
-        ({"mean": (0.1, 0.2)}, "needs 1 numbers"),
-        ({"mean": (float("nan"),)}, "needs 1 numbers"),
-        ({"std": (0.0,)}, "nothing can be divided by zero"),
+        ({"mean": (0.1, 0.2)}, r"data\.mean is \[0\.1, 0\.2\]; it needs 1 numbers"),
+        ({"mean": (float("nan"),)}, r"data\.mean.* finite number, got nan"),
+        ({"std": (0.0,)}, r"data\.std.* greater than 0"),
         ({"budget": "43 MFLOPS"}, "is a rate"),
         ({"budget": []}, "The budget is empty"),
         ({"data": "nowhere"}, "'nowhere' names no images"),

@@ -20,7 +20,7 @@ LAYERS = (
     ("errors", "units", "budget"),
     ("price", "trace", "operators", "rules", "flow", "tally", "cost", "graph"),
     ("surgery",),
-    ("structure", "landing", "keys", "method_settings", "settings", "recipe"),
+    ("weights", "structure", "landing", "keys", "method_settings", "settings", "recipe"),
     ("sources", "data", "train", "diiss"),
     ("lab",),
     ("methods",),

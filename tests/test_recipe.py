@@ -137,7 +137,7 @@ def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
     assert refused("model:\n  factory: vgg\n  input: [3, 32]\nmethod: {name: adenal}\nsede: 1\n") == [
         "small.yaml:2: model.factory: expected 'package.module:callable' or './file.py:callable', got 'vgg'.",
         "small.yaml:3: model.input: expected three numbers, [channels, height, width], got [3, 32].",
-        "small.yaml:4: method.name: expected 'adenel', 'scratch', got 'adenal'; did you mean 'adenel'?",
+        "small.yaml:4: method.name: expected 'adenel', 'l1', 'scratch', got 'adenal'; did you mean 'adenel'?",
         "small.yaml:5: sede: unknown key; did you mean 'seed'?",
     ]
     assert refused("seed: 1\nmethod: {}\nmodel: {input: [3, 0, 1]}\n") == [
@@ -214,7 +214,7 @@ def test_overrides_come_after_the_file_and_the_budget_last(read: Read) -> None:
         ("seed", "{a: 1, a: 2}", "--set seed: the key 'a' stands twice"),
         ("", "1", "--set: '' is not a key; write --set train.lr=0.05."),
         ("a..b", "1", "--set: 'a..b' is not a key"),
-        ("method.name", "adenal", "--set: method.name: expected 'adenel', 'scratch', got 'adenal'"),
+        ("method.name", "adenal", "--set: method.name: expected 'adenel', 'l1', 'scratch', got 'adenal'"),
     ],
 )
 def test_a_mistake_in_an_override_is_told_as_such(refused: Any, key: str, value: str, says: str) -> None:

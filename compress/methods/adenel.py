@@ -51,6 +51,7 @@ class AdeNeL:
 
     settings: Adenel
     align: int = 1  # widths that growing makes are multiples of this
+    keeps_weights = False
 
     def floor_widths(self, graph: Graph) -> dict[str, int]:
         """Widths of the smallest net of the family: one filter, or one aligned block, wherever a layer can grow."""

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from compress.errors import UsageError
 from compress.graph import Graph
-from compress.lab import Lab, decayed
+from compress.lab import Lab, sgd
 from compress.method_settings import Scratch as Settings
 from compress.structure import Structure
 from compress.train import lr_at
@@ -31,6 +30,7 @@ class Scratch:
 
     settings: Settings
     folder: Path = Path()  # where `like` starts from
+    keeps_weights = False
 
     def floor_widths(self, graph: Graph) -> dict[str, int]:
         """The only widths there are."""
@@ -59,12 +59,7 @@ class Scratch:
 
     def ready(self, lab: Lab, state: State) -> None:
         """SGD; vectors have no weight decay."""
-        t = lab.recipe.train
-        decay, plain = decayed(lab.model)
-        groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": t.weight_decay}, {"params": plain}]
-        lab.optimizer = torch.optim.SGD(
-            [group for group in groups if group["params"]], lr=t.lr, momentum=t.momentum, nesterov=t.nesterov
-        )
+        lab.optimizer = sgd(lab)
 
     def step(self, lab: Lab, state: State) -> State:
         """Train up to the next checkpoint."""
