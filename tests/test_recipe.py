@@ -144,7 +144,7 @@ def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
         "small.yaml:3: model.factory: missing. Callable that builds the full net, required: "
         "'package.module:callable', or './file.py:callable' by the recipe.",
         "small.yaml:3: model.input.1: expected a number of at least 1, got 0.",
-        "small.yaml:2: method.name: missing; write one of adenel, scratch.",
+        "small.yaml:2: method.name: missing; write one of adenel, l1, scratch.",
     ]
 
 
