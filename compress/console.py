@@ -84,6 +84,11 @@ def percent(share: float) -> str:
     return f"{int(share * 10_000 + 1e-9) / 100:.2f}%"
 
 
+def score(value: float | None, metric: str) -> str:
+    """Say an accuracy as a percentage, another metric's score as it is, and None as nothing."""
+    return "" if value is None else percent(value) if metric == "top-1" else f"{value:.4g}"
+
+
 def in_short(widths: Mapping[str, int]) -> str:
     """Say widths on one line: all of them in the order of the layers, or from where to where when they are many."""
     if len(widths) > MANY:
@@ -120,7 +125,7 @@ class _Story:
         self.batch = self.epoch = 0  # images a step, steps an epoch
         self.epochs = 0.0  # of the last stage, which is known in advance; rounds are not
         self.ahead = 0.0  # steps until training ends, once that stage has begun
-        self.phase = ""
+        self.phase, self.metric = "", "top-1"
         self.headed = False
 
     def tell(self, kind: str, /, **said: Any) -> None:
@@ -132,11 +137,12 @@ class _Story:
     def _on_plan(self, plan: Any, data: Any, **_: Any) -> None:
         self.price, self.budget = plan.graph.price, plan.budget
         self.batch, self.epoch = data.batch, data.steps_per_epoch
-        method = plan.recipe.method
+        method, self.metric = plan.recipe.method, plan.recipe.train.metric or self.metric
         self.epochs = getattr(method, "tune", method).epochs
         counts = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
         size = " x ".join(map(str, data.shape))
-        self.screen.line(f"{data.name}: images {size} in {len(data.classes)} classes, {counts}")
+        classes = f" in {len(data.classes)} classes" if data.classes else ""
+        self.screen.line(f"{data.name}: images {size}{classes}, {counts}")
         base, seed, limits = plan.base, plan.seed, ", ".join(limit.text for limit in plan.budget.limits)
         self.screen.line(
             f"{plan.recipe.model.factory}: {show(base.macs, 'MACs')}, {show(base.params, 'params')}; "
@@ -162,7 +168,7 @@ class _Story:
                 show(params, "params"),
                 self.used,
                 "" if loss is None else f"{loss:.4f}",
-                "" if val is None else percent(val),
+                score(val, self.metric),
                 in_short(widths) if widths else "",
             ]
         )
@@ -331,8 +337,7 @@ def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
         for r in report["budget"]
     ]
     accuracy, spent = report["accuracy"], report["train_cost"]
-    required = "" if accuracy["required"] is None else f" (required {percent(accuracy['required'])})"
-    test = "no test images" if accuracy["test"] is None else f"test {percent(accuracy['test'])}"
+    val, test, required = (score(accuracy[key], accuracy["metric"]) for key in ("val", "test", "required"))
     limits = ", ".join(row["text"] for row in report["budget"] if row["level"] == "error")
     trained = (
         [f"training: {percent(spent['share'])} of {spent['baseline']['name']}"] if spent and spent["images"] else []
@@ -340,7 +345,8 @@ def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
     return [
         report["verdict"]["text"],
         *table(["limit", "value", "at most", "used", "", "counter"], rows, right=(1, 2, 3)),
-        f"accuracy: validation {percent(accuracy['val'])}{required}, {test}",
+        f"accuracy: validation {val}{required and f' (required {required})'}, "
+        + (f"test {test}" if test else "no test images"),
         *trained,
         f"files: {', '.join(str(path) for path in sorted(folder.iterdir()))}",
         f"guard it in CI: {shlex.join(['compress', 'verify', str(folder / 'model.onnx'), '--budget', limits])}",

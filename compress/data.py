@@ -37,6 +37,7 @@ class Data:
 
     name: str
     classes: tuple[str, ...]
+    """Names of the classes; none where the targets are no class labels."""
     shape: tuple[int, int, int]
     """Channels, height and width of one image."""
     mean: tuple[float, ...]
@@ -153,7 +154,8 @@ def load(
     parts = {name: (source, torch.arange(len(source.labels))) for name, source in found.sources.items()}
     train, numbers = parts["train"]
     if "val" not in parts:
-        held, numbers = hold_out(train.labels.cpu(), _count(said.val, len(numbers)), seed)
+        labels = train.labels.cpu() if found.classes else torch.zeros(len(numbers), dtype=torch.int64)
+        held, numbers = hold_out(labels, _count(said.val, len(numbers)), seed)
         parts["val"] = (train, held)
     if said.train is not None:
         if said.train > len(numbers):
@@ -162,6 +164,8 @@ def load(
         numbers = numbers[torch.randperm(len(numbers), generator=draw)[: said.train]].sort().values
     if batch > len(numbers):
         raise UsageError(f"train.batch: {batch} is more than the {len(numbers)} training images; choose a smaller one.")
+    if (said.crop or said.flip) and not found.classes and train.labels.dim() > 2:
+        raise UsageError("data.crop and data.flip would move the images and not their targets; leave both out.")
     parts["train"] = (train, numbers)
     histogram = _histogram(train, numbers)
     mean, std = _moments(histogram)

@@ -20,6 +20,7 @@ from compress.finalize import finalize
 from compress.graph import Graph
 from compress.settings import Recipe
 from compress.structure import Structure
+from compress.task import task_of
 
 IMAGES = 256  # of the validation set: every exported file is run on them in a process of its own
 
@@ -41,13 +42,16 @@ class Story:
 
 @torch.no_grad()
 def check_output(model: nn.Module, data: Data) -> None:
-    """Raise UsageError where the model does not return one tensor of logits, [N, classes or more]."""
+    """Raise UsageError where the model does not return one tensor: of logits [N, classes or more], if there are any."""
     trained = model.training
     out = model.eval()(torch.zeros(1, *data.shape))
     model.train(trained)
-    if isinstance(out, torch.Tensor) and out.dim() == 2 and out.shape[1] >= len(data.classes):
+    one = isinstance(out, torch.Tensor) and out.shape[:1] == (1,)
+    if one and (not data.classes or (out.dim() == 2 and out.shape[1] >= len(data.classes))):
         return
     got = list(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+    if not data.classes:
+        raise UsageError(f"the model's output is {got} for one image; it must be one tensor, [1, ...]")
     raise UsageError(
         f"the model's output is {got} for one image, but {data.name} has {len(data.classes)} classes; "
         f"it must be one tensor of logits, [1, {len(data.classes)}]"
@@ -70,13 +74,15 @@ def deliver(
     """
     tell("stage", text="finalizing: masked channels cut, equal outputs, counted again")
     validation = (x.to("cpu") for x, _ in data.split("val"))
-    compact = finalize(model, data.shape, Structure(said.model.factory, said.model.args), validation)
+    structure = Structure(said.model.factory, said.model.args)
+    compact = finalize(model, data.shape, structure, validation, top1=bool(data.classes))
     cost, planned = compact.cost, story.planned
     if planned and not compact.removed and (cost.params, cost.macs) != (planned.params, planned.macs):
         raise ArtifactError(f"the finished network costs {cost}, but was planned to cost {planned}")
     network = compact.model.to(data.device)
     splits = [split for split in ("val", "test") if data.counts[split]]
-    scores = {split: train.score(network, data, split).accuracy for split in splits}
+    task = task_of(said.train, data, said.folder)
+    scores = {split: train.score(network, data, split, task=task).accuracy for split in splits}
     network.to("cpu")
     tell("stage", text="exporting: safetensors, ONNX and torch programs, each read back in a fresh process")
     written = artifact.write(
@@ -98,6 +104,7 @@ def deliver(
         base=story.base,
         val=scores["val"],
         test=scores.get("test"),
+        metric=task.name,
         required=said.require.val_accuracy if said.require else None,
         train_cost=story.train_cost,
         drift=compact.drift,

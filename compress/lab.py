@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from compress.errors import UsageError
 from compress.graph import Graph
 from compress.settings import Recipe
 from compress.surgery import Columns, Surgeon
+from compress.task import Task, task_of
 from compress.train import Score, Trained, memory_format_of, place, precision_of, score, train
 
 S = TypeVar("S")
@@ -96,6 +98,11 @@ class Lab:
         """The present width of every free space."""
         return self.surgeon.graph.widths
 
+    @cached_property
+    def task(self) -> Task:
+        """What the model is trained for."""
+        return task_of(self.recipe.train, self.data, self.recipe.folder)
+
     @property
     def precision(self) -> str:
         """fp32 or bf16: what training at the present size computes in."""
@@ -121,7 +128,7 @@ class Lab:
             lr=lr,
             seed=self.recipe.seed,
             precision=self.precision,
-            label_smoothing=self.recipe.train.label_smoothing,
+            task=self.task,
             tell=lambda **numbers: self.tell("progress", **numbers),
         )
         self.step += steps
@@ -130,7 +137,7 @@ class Lab:
 
     def score(self, split: str = "val") -> Score:
         """Accuracy and loss over a split, as training computes."""
-        return score(self.model, self.data, split, precision=self.precision)
+        return score(self.model, self.data, split, precision=self.precision, task=self.task)
 
     def resize(self, widths: Mapping[str, int], columns: Columns = "zero") -> None:
         """Give spaces these widths: the first channels stay as they are, new ones come behind them."""

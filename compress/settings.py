@@ -118,6 +118,12 @@ class Train(Keys):
     """L2 decay of weights, per step; as the published baselines."""
     label_smoothing: Part = 0.0
     """Share of the target spread over all classes; 0 is plain."""
+    loss: Annotated[str, AfterValidator(_factory)] | None = None
+    """loss(output, y) -> one number, as 'package.module:callable' or './file.py:callable'; null is cross-entropy."""
+    metric: Annotated[str, AfterValidator(_factory)] | None = None
+    """metric(output, y) -> a score for each image, or their mean, larger being better; null is top-1."""
+    step: Annotated[str, AfterValidator(_factory)] | None = None
+    """step(model, x, y) -> (loss, output), where a batch needs more than model(x) and a loss; null is just that."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of training; 'auto' is bf16 where the processor is faster with it, else fp32."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
@@ -142,8 +148,8 @@ class Stated(Keys):
 class Require(Keys):
     """What the result reaches, or the run fails."""
 
-    val_accuracy: Annotated[float, Field(gt=0, le=1), BeforeValidator(number)]
-    """Least accuracy on the validation images, as a fraction of 1."""
+    val_accuracy: Annotated[float, BeforeValidator(number)]
+    """Least accuracy on the validation images, as a fraction of 1; with train.metric, the least it may be."""
 
 
 class Baseline(Keys):

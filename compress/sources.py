@@ -32,7 +32,7 @@ class Source(Protocol):
     """Images that are asked for by number."""
 
     labels: Tensor
-    """int64 [N] on the device."""
+    """int64 [N] on the device; or what is to be predicted for each image, float32 or int64 [N, ...]."""
     shape: tuple[int, int, int]
     """(C, H, W) of every image."""
 
@@ -41,7 +41,7 @@ class Source(Protocol):
 
 
 class Found(NamedTuple):
-    """What a reader returns: the names of the classes, and a source for each split there is."""
+    """What a reader returns: the names of the classes (none where targets are something else), and a source a split."""
 
     classes: tuple[str, ...]
     sources: Mapping[str, Source]
@@ -185,7 +185,8 @@ def _shape(paths: Sequence[Path], size: int | None) -> tuple[int, int, int]:
 def read_npz(path: Path, *, device: torch.device) -> Found:
     """Read x_train, y_train, x_test, y_test and perhaps x_val, y_val from an .npz file, never unpickling.
 
-    Images are uint8 [N, H, W, C] or [N, H, W], labels integers [N] from 0 to classes - 1.
+    Images are uint8 [N, H, W, C] or [N, H, W]; labels integers [N] from 0 to classes - 1. Floats [N, ...], or integers
+    of more dimensions (a class for each pixel, say), are targets of a task that the recipe states: no classes then.
     """
     must, may = {"x_train", "y_train", "x_test", "y_test"}, {"x_val", "y_val"}
     try:
@@ -235,21 +236,44 @@ def _checked(
             raise UsageError(f"{where}: x_{split} is {x.dtype}; images must be uint8, from 0 to 255.")
         if x.ndim not in (3, 4) or x.size == 0 or (x.ndim == 4 and x.shape[1] <= 4 < x.shape[3]):
             raise UsageError(f"{where}: x_{split} has the shape {list(x.shape)}; expected [N, H, W, C] or [N, H, W].")
-        if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-            raise UsageError(
-                f"{where}: y_{split} is {y.dtype} {list(y.shape)}; expected a whole number for each of {len(x)} images."
-            )
-        seen = np.unique(y)
-        if split == "train" and not count:
-            count = len(seen)
-        if seen[0] < 0 or seen[-1] >= count:
-            raise UsageError(
-                f"{where}: y_{split} goes from {seen[0]} to {seen[-1]}, but y_train has {count} different labels; they "
-                f"must be 0 to {count - 1}."
-            )
+        if not names and _is_target(arrays["train"][1]):
+            count = 0
+            _check_target(where, split, x, y, arrays["train"][1])
+        else:
+            count = _check_labels(where, split, x, y, count)
         shape = shape or x.shape[1:]
         if x.shape[1:] != shape:
             raise UsageError(f"{where}: x_{split} has images {list(x.shape[1:])}, x_train has {list(shape)}.")
         images = np.array(x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2), order="C")
-        sources[split] = Memory(torch.from_numpy(images), torch.from_numpy(y.astype(np.int64)), device)
+        kind = np.float32 if y.dtype.kind == "f" else np.int64
+        sources[split] = Memory(torch.from_numpy(images), torch.from_numpy(y.astype(kind)), device)
     return Found(names or tuple(map(str, range(count))), sources)
+
+
+def _is_target(y: NDArray[Any]) -> bool:
+    """Whether these are values or maps to be predicted, and not one class label for each image."""
+    return y.dtype.kind == "f" or (y.dtype.kind in "iu" and y.ndim > 1)
+
+
+def _check_target(where: str, split: str, x: NDArray[Any], y: NDArray[Any], like: NDArray[Any]) -> None:
+    got, want = f"{y.dtype} {list(y.shape)}", f"{like.dtype} {[len(x), *like.shape[1:]]}"
+    if got != want:
+        raise UsageError(f"{where}: y_{split} is {got}; expected {want}, one for each image and all as y_train.")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise UsageError(f"{where}: y_{split} holds numbers that are not finite.")
+
+
+def _check_labels(where: str, split: str, x: NDArray[Any], y: NDArray[Any], count: int) -> int:
+    """The number of classes, which the training labels tell when nothing else does."""
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        raise UsageError(
+            f"{where}: y_{split} is {y.dtype} {list(y.shape)}; expected a whole number for each of {len(x)} images."
+        )
+    seen = np.unique(y)
+    count = count or len(seen)
+    if seen[0] < 0 or seen[-1] >= count:
+        raise UsageError(
+            f"{where}: y_{split} goes from {seen[0]} to {seen[-1]}, but y_train has {count} different labels; they "
+            f"must be 0 to {count - 1}."
+        )
+    return count

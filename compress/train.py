@@ -14,15 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.data import Data, seed_of
 from compress.errors import UsageError
+from compress.task import Task, classification
 
 TELL_EVERY = 0.5  # seconds from one report of progress to the next; on a GPU also from one look at the losses
 BF16_MACS = 250_000  # of one image; below this, casting costs what the faster arithmetic saves
@@ -35,7 +34,7 @@ class Trained:
     loss: float
     """Mean of the steps' losses."""
     accuracy: float
-    """Share of images that were right when they were trained on."""
+    """Mean score of the images when they were trained on: the share that was right."""
     images: int
     seconds: float
 
@@ -45,9 +44,9 @@ class Score:
     """How well a model does on one split."""
 
     accuracy: float
-    """Share of images that are right."""
+    """Share of images that are right, or the mean of the task's own metric."""
     loss: float
-    """Mean cross-entropy, without label smoothing."""
+    """Mean loss."""
     images: int
 
 
@@ -80,22 +79,22 @@ def train(
     lr: Callable[[int], float],
     seed: int,
     precision: str = "fp32",
-    label_smoothing: float = 0.0,
+    task: Task | None = None,
     tell: Callable[..., None] | None = None,
-    loss_fn: Callable[[Any, Tensor], Tensor] | None = None,
 ) -> Trained:
     """Train for the steps `start` to `start + steps - 1`; `lr` is given each of these numbers.
 
     A parameter group's `lr_scale`, if it has one, multiplies its rate. `precision` is "fp32" or "bf16" (autocast).
-    `loss_fn(output, y)` replaces cross-entropy; of several outputs the first is taken for the logits [B, classes].
+    `task` says what for; None is classification.
     `tell(step=, steps=, loss=, images_per_second=)` hears of progress twice a second and at the end: steps done of
     `steps`, mean loss and speed since it was last told. Seeds torch's global generators anew in each step. Raises
     UsageError when the loss is not finite; on a CPU before the step that would spoil the weights.
     """
+    task = task or classification(data)
     model.train()
     begin = told = perf_counter()
     waiting: list[Tensor] = []  # steps not looked at yet: looking makes a GPU wait
-    seen: list[list[float]] = []  # loss and images right of every step
+    seen: list[list[float]] = []  # loss of every step, and its images' scores added up
     heard = 0
     for done, (x, y) in enumerate(data.stream(start, steps), 1):
         step = start + done - 1
@@ -103,14 +102,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         _seed_dropout(seed_of(seed, "dropout", step), data.device)
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = model(x)
-        logits = _logits(output, data, len(y))
-        if loss_fn is None:
-            loss = functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
-        else:
-            loss = loss_fn(output, y)
-        waiting.append(torch.stack([loss.detach().float(), (logits.argmax(1) == y).sum().float()]))
+        loss, score_sum = task.run(model, x, y, precision)
+        waiting.append(torch.stack([loss.detach(), score_sum]))
         now = perf_counter()
         due = done == steps or now - told >= TELL_EVERY
         if due or data.device.type == "cpu":
@@ -137,29 +130,28 @@ def train(
     images = steps * data.batch
     return Trained(
         loss=fmean(of for of, _ in seen) if seen else 0.0,
-        accuracy=sum(right for _, right in seen) / images if images else 0.0,
+        accuracy=sum(good for _, good in seen) / images if images else 0.0,
         images=images,
         seconds=perf_counter() - begin,
     )
 
 
 @torch.no_grad()
-def score(model: nn.Module, data: Data, split: str, precision: str = "fp32") -> Score:
+def score(model: nn.Module, data: Data, split: str, precision: str = "fp32", task: Task | None = None) -> Score:
     """Return the accuracy and loss on all of "train", "val" or "test", in eval mode; the model is left as it was.
 
     Raises UsageError where the data has no such images.
     """
-    loss = right = images = 0.0
+    task = task or classification(data)
+    loss = good = images = 0.0
     with _modes_kept(model):
         model.eval()
         for x, y in data.split(split):
-            with torch.autocast(data.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                output = model(x)
-            logits = _logits(output, data, len(y))
-            loss += functional.cross_entropy(logits, y, reduction="sum").item()
-            right += (logits.argmax(1) == y).sum().item()
+            mean, scores = task.run(model, x, y, precision)
+            loss += mean.item() * len(y)
+            good += scores.item()
             images += len(y)
-    return Score(accuracy=right / images, loss=loss / images, images=int(images))
+    return Score(accuracy=good / images, loss=loss / images, images=int(images))
 
 
 @torch.no_grad()
@@ -233,16 +225,6 @@ def _computes_bf16(device: torch.device) -> bool:
     if hasattr(torch.cpu, "get_capabilities"):
         return bool(torch.cpu.get_capabilities().get("avx512_bf16"))  # processors with AMX have it too
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # torch 2.6 has no public way to ask
-
-
-def _logits(output: Any, data: Data, images: int) -> Tensor:
-    logits = output if isinstance(output, Tensor) else output[0]
-    if logits.ndim != 2 or logits.shape[0] != images or logits.shape[1] < len(data.classes):
-        raise UsageError(
-            f"The model returns {list(logits.shape)} for {images} images of {data.name}, which has {len(data.classes)} "
-            f"classes; it must return [{images}, {len(data.classes)}]. Give the factory the number of classes."
-        )
-    return logits.float()
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:

@@ -29,6 +29,7 @@ _COUNTERS = {
     "FLOPs@2": "twice our MACs",
     "B": "model.onnx",
 }
+_EQUAL = {True: "yes", False: "NO", None: "-"}
 _ROUNDS, _COLUMNS, _SPACES, _NOTES = 6, 8, 8, 2  # of the tables in report.md; report.json holds everything
 
 
@@ -39,6 +40,7 @@ def build(
     base: Cost,
     val: float,
     test: float | None,
+    metric: str = "top-1",
     required: float | None,
     train_cost: Mapping[str, Any] | None,
     drift: float,
@@ -57,9 +59,9 @@ def build(
     """Put a report together, with its verdict and without any path of the machine; `SCHEMA` says what is in it.
 
     `budget` holds the rows of `Budget.rows`, `cost` and `base` the compact and the full model, `val` and `test` top-1
-    accuracies (`test` None without a test set), `required` what the recipe asks of `val`, `drift` the largest
-    difference of masked and compact logits, `parity` what `artifact.write` found, `history` one row a round,
-    `notes` sentences (thop's known errors among them).
+    accuracies, or scores by another `metric` (`test` None without a test set), `required` what the recipe asks of
+    `val`, `drift` the largest difference of masked and compact outputs, `parity` what `artifact.write` found, `history`
+    one row a round, `notes` sentences (thop's known errors among them).
 
     Raises ArtifactError naming the place where a number is NaN or infinite, or where a value is not plain.
     """
@@ -69,7 +71,7 @@ def build(
     over = [row for row in hard if not row["pass"]]
     told = [_row_sentence(row) for row in over]
     if missed:
-        told.append(f"validation accuracy {_percent(val)} is below the required {_percent(required or 0)}")
+        told.append(f"validation accuracy {_score(val, metric)} is below the required {_score(required or 0, metric)}")
     if not over:
         told.append(("the budget holds: " if missed else "") + _row_sentence(tightest))
     report = {
@@ -86,7 +88,7 @@ def build(
         },
         "cost": asdict(cost),
         "base": asdict(base),
-        "accuracy": {"val": val, "test": test, "required": required},
+        "accuracy": {"metric": metric, "val": val, "test": test, "required": required},
         "train_cost": train_cost,
         "drift": drift,
         "parity": parity,
@@ -170,11 +172,11 @@ def markdown(report: Mapping[str, Any]) -> str:
             for name, key in costs
         ],
     )
-    required = "" if accuracy["required"] is None else f" (required: {_percent(accuracy['required'])})"
-    test = "no test set" if accuracy["test"] is None else f"test {_percent(accuracy['test'])}"
+    val, test, required = (_score(accuracy[key], accuracy["metric"]) for key in ("val", "test", "required"))
     lines += [
         "",
-        f"- accuracy (top-1): validation {_percent(accuracy['val'])}{required}, {test}",
+        f"- accuracy ({accuracy['metric']}): validation {val}{required and f' (required: {required})'}, "
+        + (f"test {test}" if test else "no test set"),
         f"- training: {_spent(spent)}",
         f"- masked against compact network: largest difference {report['drift']:.1e}",
         "",
@@ -182,7 +184,13 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += _table(
         ["file, run in a process of its own", "bytes", "images", "top-1 equal", "largest difference"],
         [
-            [name, f"{c['bytes']:,}", str(c["images"]), "yes" if c["top1_equal"] else "NO", f"{c['max_abs']:.1e}"]
+            [
+                name,
+                f"{c['bytes']:,}",
+                str(c["images"]),
+                {True: "yes", False: "NO", None: "-"}[c["top1_equal"]],
+                f"{c['max_abs']:.1e}",
+            ]
             for name, c in sorted(report["parity"].items())
         ],
     )
@@ -270,6 +278,11 @@ def _percent(share: float) -> str:
     return f"{math.floor(round(share * 10_000, 6)) / 100:.2f} %"  # cut off: 99.999 % is not 100 %
 
 
+def _score(value: float | None, metric: str) -> str:
+    """An accuracy in percent, another score as it is, nothing for None."""
+    return "" if value is None else _percent(value) if metric == "top-1" else f"{value:.4g}"
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
@@ -324,8 +337,8 @@ def _list(items: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _NUMBER = {"type": "number", "minimum": 0}
-_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-_MAYBE_SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+_SCORE = {"type": "number"}
+_MAYBE_SCORE = {"type": ["number", "null"]}  # a fraction of 1, but where the recipe has a metric of its own
 _MAYBE_TEXT = {"type": ["string", "null"]}
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _UNIT = {"enum": ["params", "MACs", "FLOPs", "FLOPs@2", "B"]}
@@ -361,7 +374,7 @@ SCHEMA: dict[str, Any] = _object(
         "landing": _object({"unit": _UNIT, "utilisation": _NUMBER, "left": {"type": "integer"}}),
         "cost": _COST,
         "base": _COST,
-        "accuracy": _object({"val": _SHARE, "test": _MAYBE_SHARE, "required": _MAYBE_SHARE}),
+        "accuracy": _object({"metric": _TEXT, "val": _SCORE, "test": _MAYBE_SCORE, "required": _MAYBE_SCORE}),
         "train_cost": {"anyOf": [_TRAIN_COST, {"type": "null"}]},  # null: trained elsewhere
         "drift": _NUMBER,
         "parity": {
@@ -373,7 +386,7 @@ SCHEMA: dict[str, Any] = _object(
                     "images": _COUNT,
                     "max_abs": _NUMBER,
                     "max_rel": _NUMBER,
-                    "top1_equal": {"type": "boolean"},
+                    "top1_equal": {"type": ["boolean", "null"]},
                 }
             ),
         },

@@ -20,6 +20,7 @@ PLANNED = SimpleNamespace(
     recipe=SimpleNamespace(
         model=SimpleNamespace(factory="shop:net"),
         method=SimpleNamespace(name="adenel", tune=SimpleNamespace(epochs=10)),
+        train=SimpleNamespace(metric=None),
     ),
 )
 DIGITS = SimpleNamespace(
@@ -203,7 +204,7 @@ def row(text: str, unit: str, value: int, limit: int, level: str = "error") -> d
 REPORT: dict[str, Any] = {
     "verdict": {"code": 1, "text": "not kept: 110 MACs of 100MACs"},
     "budget": [row("100MACs", "MACs", 110, 100), row("9B", "B", 10, 9, "warn"), row("50% params", "params", 4, 8)],
-    "accuracy": {"val": 0.5, "test": None, "required": 0.9},
+    "accuracy": {"metric": "top-1", "val": 0.5, "test": None, "required": 0.9},
     "train_cost": {"images": 640, "share": 0.0421, "baseline": {"name": "vgg for 300 epochs"}},
 }
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("price", "trace", "operators", "rules", "flow", "tally", "cost", "graph"),
     ("surgery",),
     ("weights", "structure", "landing", "keys", "method_settings", "settings", "recipe"),
-    ("sources", "data", "train", "diiss"),
+    ("sources", "data", "task", "train", "diiss"),
     ("lab",),
     ("methods",),
     ("finalize",),

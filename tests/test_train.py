@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from compress import data, settings, train
 from compress.errors import UsageError
+from compress.task import classification
 
 CPU = torch.device("cpu")
 
@@ -126,7 +127,7 @@ def test_training_equals_the_loop_written_out(digits: data.Data) -> None:
     model, naive = tiny(), tiny()
     naive[6] = model[6] = nn.Identity()
     model.eval()  # training turns the modes back on
-    trained = run(model, digits, (2, 5), lr=lambda step: 0.01 * step, label_smoothing=0.1)
+    trained = run(model, digits, (2, 5), lr=lambda step: 0.01 * step, task=classification(digits, 0.1))
     momenta = [torch.zeros_like(p) for p in naive.parameters()]
     losses, right = [], 0
     for step, (x, y) in zip(range(2, 7), digits.stream(2, 5), strict=True):
@@ -194,7 +195,7 @@ def test_a_loss_of_ones_own_sees_all_outputs_and_the_first_is_scored(digits: dat
     def both(output: Any, y: Tensor) -> Tensor:
         return functional.cross_entropy(output[0], y) + functional.cross_entropy(output[1], y)
 
-    trained = run(model, digits, (0, 30), loss_fn=both)
+    trained = run(model, digits, (0, 30), task=dataclasses.replace(classification(digits), loss=both))
     assert equal(model.main, model.other) is False  # their dropout differs
     assert trained.loss < 2 * math.log(10)
     assert train.score(model, digits, "val") == train.score(model.main, digits, "val")
