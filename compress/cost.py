@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.budget import Cost
 from compress.errors import ArtifactError, UsageError
 from compress.tally import Tally, layers, paths, refuse_unknown
-from compress.trace import Trace, blank, countable, ghost, say, trace
+from compress.trace import Shape, Trace, blanks, countable, ghost, say, trace
 
 EQUAL = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # exactly these, called as modules: thop must count as we do
 
@@ -33,8 +32,8 @@ class _Referees:
     layers: dict[str, int]  # thop's operations of each module that it has a rule for
 
 
-def measure(model: nn.Module, shape: Sequence[int]) -> Cost:
-    """The cost of a model for one input of this shape (without the batch), by all counters.
+def measure(model: nn.Module, shape: Shape) -> Cost:
+    """The cost of a model for one input of this shape (without the batch; of these shapes, for several), by all counters.
 
     `bytes` is the predicted size of model.onnx. Raises UsageError where the model cannot be traced or an operator
     cannot be counted, ArtifactError where two counters disagree about a layer that both know.
@@ -54,7 +53,7 @@ def measure(model: nn.Module, shape: Sequence[int]) -> Cost:
     return Cost(ours.params, ours.macs, theirs.thop, ours.bytes)
 
 
-def unseen(model: nn.Module, shape: Sequence[int]) -> list[str]:
+def unseen(model: nn.Module, shape: Shape) -> list[str]:
     """Where thop counts other MACs than we: functional, subclassed, transposed or shared layers, for the report."""
     ours, theirs = _per_module(trace(model, shape)), _ask(model, shape).layers
     rows = [(name, macs, theirs.get(name, 0)) for name, macs in ours.items()]
@@ -75,12 +74,12 @@ class _Counted(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
         with countable():
-            return self.model(x)
+            return self.model(*inputs)
 
 
-def _ask(model: nn.Module, shape: Sequence[int]) -> _Referees:
+def _ask(model: nn.Module, shape: Shape) -> _Referees:
     """Both other counters in one pass over a ghost: thop leaves hooks and buffers behind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # thop imports distutils
@@ -91,7 +90,7 @@ def _ask(model: nn.Module, shape: Sequence[int]) -> _Referees:
     try:
         with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
             warnings.simplefilter("ignore")
-            total, _, nested = thop.profile(counted, inputs=(blank(model, shape),), verbose=False, ret_layer_info=True)
+            total, _, nested = thop.profile(counted, inputs=blanks(model, shape), verbose=False, ret_layer_info=True)
     except Exception as error:
         raise UsageError(f"thop cannot count the model ({say(error)})") from None
     finally:

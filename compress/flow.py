@@ -33,7 +33,7 @@ class Flow:
         self.slots: dict[Axis, Tensor] = {}  # ids [n] along axes of parameters and buffers
         self.roles: dict[Axis, str] = {}
         self.weights: dict[int, str] = {}  # id of a call's output -> the parameter it multiplied with
-        self.notes: list[str] = []
+        self.notes = list(traced.notes)
         self._labels: dict[int, Tensor] = {}  # id of an activation -> its ids
         self._refs: dict[int, Ref] = {}  # id of a view of a parameter -> the parameter
         self._parent: list[int] = [rules.FIXED, rules.ABSENT]
@@ -45,7 +45,7 @@ class Flow:
         self._names = {key: name for key, name in traced.names.items() if name in saved}
         self._call: Call | None = None
         self._slotted: set[str] = set()
-        for call in traced.calls:
+        for call in (*traced.calls, *traced.lessons):
             self._run(call)
         self._call = None
         for output in traced.outputs:

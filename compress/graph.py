@@ -25,7 +25,7 @@ from compress.errors import UsageError
 from compress.flow import Axis, Flow, Ints
 from compress.price import Price
 from compress.tally import Tally
-from compress.trace import Trace, trace
+from compress.trace import Shape, Trace, each, taught, trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Edit:
 class Graph:
     """Slots, spaces and prices of one module; read-only."""
 
-    shape: tuple[int, ...]  # of the input, without the batch
+    shape: tuple[int, ...] | tuple[tuple[int, ...], ...]  # of the input without its batch, or of several
     slots: Mapping[Axis, Slot]
     spaces: Mapping[str, Space]
     price: Price  # cost of every net of this family, in the widths of the free spaces
@@ -156,13 +156,13 @@ def _rewritten(slot: Slot, space: Space, kept: Sequence[int], added: Sequence[in
     return np.concatenate(source), np.concatenate(units)
 
 
-def read(model: nn.Module, shape: Sequence[int], hold: Mapping[str, str] | None = None) -> Graph:
-    """Read a module through one forward pass on an input of shape [1, *shape].
+def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None) -> Graph:
+    """Read a module through one forward pass on inputs of shape [1, *shape], and one in training mode if that differs.
 
     `hold` names spaces that stay as they are, each with its reason. Raises UsageError where the model cannot be traced
     or has no such space. What a model's Python does with a changed width is not known here: `surgery.survey` tries it.
     """
-    traced = trace(model, shape)
+    traced = taught(trace(model, shape), shape)
     flow = Flow(traced)
     units = {axis: flow.units(ids) for axis, ids in flow.slots.items()}
     spaces = _spaces(units, flow.roles, flow.frozen, hold or {})
@@ -171,8 +171,9 @@ def read(model: nn.Module, shape: Sequence[int], hold: Mapping[str, str] | None 
     free = {unit: name for name, space in spaces.items() if space.frozen is None for unit in space.units}
     widths = {name: space.width for name, space in spaces.items() if space.frozen is None}
     price = Tally(traced, units, free, widths, flow.weights, flow.holds, flow.top).price()
+    shapes = each(shape)
     return Graph(
-        tuple(shape), slots, spaces, price, _free_params(traced, units, free), _kernels(traced), tuple(flow.notes)
+        shapes[0] if shapes[0] == tuple(shape) else shapes, slots, spaces, price, _free_params(traced, units, free), _kernels(traced), tuple(flow.notes)
     )
 
 
@@ -255,5 +256,6 @@ def _free_params(traced: Trace, units: Mapping[Axis, Ints], free: Mapping[int, s
 
 def _kernels(traced: Trace) -> dict[str, tuple[int, ...]]:
     """The kernel of every convolution weight, in pixels."""
-    weights = [call.args[1] for call in traced.calls if call.op == "aten.convolution"]
+    calls = (*traced.calls, *traced.lessons)
+    weights = [call.args[1] for call in calls if call.op == "aten.convolution"]
     return {traced.names[id(w)]: tuple(w.shape[2:]) for w in weights if id(w) in traced.names}

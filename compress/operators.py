@@ -40,7 +40,7 @@ UNARY = _names(
     "hardsigmoid_ leaky_relu leaky_relu_ elu elu_ softplus exp expm1 log log1p sqrt rsqrt neg abs sign square erf sin "
     "cos mish mish_ reciprocal round floor ceil threshold threshold_ softshrink hardshrink log_sigmoid_forward "
     "clone detach detach_ alias _to_copy contiguous lift_fresh fill fill_ zero_ empty_like zeros_like ones_like "
-    "full_like bitwise_not logical_not isnan native_dropout"
+    "full_like bitwise_not logical_not isnan native_dropout bernoulli_"
 )
 POINTWISE = _names(
     "add add_ sub sub_ mul mul_ div div_ pow pow_ clamp clamp_ clamp_min clamp_max maximum minimum where addcmul lerp "
@@ -67,6 +67,6 @@ MAKERS = _names("empty zeros ones full arange new_zeros new_ones new_full new_em
 OTHERS = _names(
     "cat stack glu constant_pad_nd pixel_unshuffle as_strided as_strided_ max min var std cumsum topk sort norm "
     "linalg_vector_norm var_mean prod any all logsumexp tril triu index index_select gather argmax embedding "
-    "_assert_async bernoulli_ _weight_norm_interface"
+    "_assert_async _weight_norm_interface"
 )
 FREE = UNARY | POINTWISE | MOVES | POOLS | NORMS | MEANS | AVERAGES | SHUFFLES | MAKERS | OTHERS

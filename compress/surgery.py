@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress.errors import UsageError
 from compress.flow import Ints
 from compress.graph import Edit, Graph, read
-from compress.trace import ghost, say
+from compress.trace import Shape, ghost, say
 
 Columns = Literal["zero", "kaiming"]
 
@@ -95,7 +95,7 @@ class Surgeon:
         self.graph = edit.after
 
 
-def survey(model: nn.Module, shape: Sequence[int], hold: Mapping[str, str] | None = None) -> Graph:
+def survey(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None) -> Graph:
     """Read a module and try its free spaces on a copy without numbers: wider, it must run and read as foretold.
 
     A space that does not (a forward pass with a baked-in channel count) is frozen, with what Python said as the reason.

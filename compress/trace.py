@@ -8,10 +8,10 @@ runs. A forward pass that depends on the *values* of its input cannot be read, n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import UsageError
+
+Shape = Sequence[int] | Sequence[Sequence[int]]  # of one input without its batch, or of several, one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Trace:
     visits: tuple[Visit, ...]
     names: dict[int, str]  # id of a parameter or buffer -> its name
     outputs: tuple[Tensor, ...]
+    lessons: tuple[Call, ...] = ()  # of a pass in training mode, where that reads other weights; they cost nothing
+    notes: tuple[str, ...] = ()  # what no pass shows
 
 
 def flat(value: Any) -> Iterator[Tensor]:
@@ -92,10 +96,17 @@ def ghost(model: nn.Module) -> nn.Module:
     return copied(model, lambda tensor: torch.empty_like(tensor, device="meta"))
 
 
-def blank(model: nn.Module, shape: Sequence[int]) -> Tensor:
-    """An input [1, *shape] without numbers, of the model's own floating type."""
+def each(shape: Shape) -> tuple[tuple[int, ...], ...]:
+    """The shape of every input, one for each argument of forward(): [3, 8, 8] says one, [[3, 8, 8], [10]] says two."""
+    if all(isinstance(size, int) for size in shape):
+        return (tuple(cast(Sequence[int], shape)),)
+    return tuple(tuple(one) for one in cast(Sequence[Sequence[int]], shape))
+
+
+def blanks(model: nn.Module, shape: Shape, batch: int = 1) -> tuple[Tensor, ...]:
+    """Inputs [batch, *shape] without numbers, of the model's own floating type."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.empty(1, *shape, device="meta", dtype=dtype)
+    return tuple(torch.empty(batch, *one, device="meta", dtype=dtype) for one in each(shape))
 
 
 @contextmanager
@@ -126,8 +137,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def trace(model: nn.Module, shape: Sequence[int]) -> Trace:
-    """Run a copy of the model once on an input of shape [1, *shape] and write down what ran.
+def trace(model: nn.Module, shape: Shape) -> Trace:
+    """Run a copy of the model once, in eval mode, on inputs of shape [1, *shape] and write down what ran.
 
     Raises UsageError where the model cannot be copied, or does not run on that shape, or looks at values.
     """
@@ -138,7 +149,61 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Trace:
     names: dict[int, str] = {}
     for name, tensor in [*ghostly.named_parameters(), *ghostly.named_buffers()]:
         names.setdefault(id(tensor), name)
-    paths = {id(module): name for name, module in ghostly.named_modules()}
+    try:
+        calls, visits, output = _run(ghostly, blanks(ghostly, shape))
+    except Exception as error:
+        raise UsageError(
+            f"the model cannot be traced with {_asked(shape)} ({say(error)}); "
+            "check the input shape, and that forward() does not depend on the values of its input"
+        ) from error
+    outputs = tuple(flat(output))
+    if not outputs:
+        raise UsageError(f"the model returns no tensor but {type(output).__name__}; forward() must return its logits")
+    return Trace(ghostly, calls, visits, names, outputs)
+
+
+def taught(traced: Trace, shape: Shape) -> Trace:
+    """The same, with a pass in training mode where that reads other parameters: auxiliary heads, heads used twice.
+
+    It takes a batch of two, since batch norm refuses one value for each channel. A note says which parameters neither
+    pass reads, and why where training cannot be tried: a forward pass that throws dice, or wants labels.
+    """
+    own = {id(parameter): name for name, parameter in traced.model.named_parameters()}
+
+    def reads(calls: Iterable[Call]) -> list[str]:
+        return [own[id(tensor)] for call in calls for tensor in call.tensors if id(tensor) in own]
+
+    known, why = reads(traced.calls), "in either mode"
+    lessons: tuple[Call, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    try:
+        traced.model.train()
+        for module in traced.model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()  # it throws dice of a fixed number and reads nothing
+        lessons, _, output = _run(traced.model, blanks(traced.model, shape, batch=2))
+    except Exception as error:
+        why = f"in eval mode, and training mode cannot be tried ({say(error)})"
+    else:
+        outputs = tuple(flat(output))
+    finally:
+        traced.model.eval()
+    learned = reads(lessons)
+    if learned == known and [t.shape[1:] for t in outputs] == [t.shape[1:] for t in traced.outputs]:
+        lessons, outputs = (), ()
+    unread = [name for name in own.values() if name not in {*known, *learned}]
+    notes = (f"{len(unread)} parameters are not read {why}: {', '.join(unread[:3])}",) if unread else ()
+    return replace(traced, outputs=(*traced.outputs, *outputs), lessons=lessons, notes=notes)
+
+
+def _asked(shape: Shape) -> str:
+    shapes = [[1, *one] for one in each(shape)]
+    return f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"inputs of shapes {shapes}"
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Call, ...], tuple[Visit, ...], Any]:
+    """What runs when the model is called: operators, leaf modules, and what it returns."""
+    paths = {id(module): name for name, module in model.named_modules()}
     where = [""]
     visits: list[Visit] = []
 
@@ -150,24 +215,14 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Trace:
         if next(module.children(), None) is None and id(module) in paths:
             visits.append(Visit(name, module, tuple(inputs), output))
 
-    example = blank(ghostly, shape)
     recorder = _Recorder(where)
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(countable())
-            for hook in (register_module_forward_pre_hook(enter), register_module_forward_hook(leave)):
-                stack.callback(hook.remove)
-            stack.enter_context(recorder)
-            output = ghostly(example)
-    except Exception as error:
-        raise UsageError(
-            f"the model cannot be traced with an input of shape {[1, *shape]} ({say(error)}); "
-            "check the input shape, and that forward() does not depend on the values of its input"
-        ) from error
-    outputs = tuple(flat(output))
-    if not outputs:
-        raise UsageError(f"the model returns no tensor but {type(output).__name__}; forward() must return its logits")
-    return Trace(ghostly, tuple(recorder.calls), tuple(visits), names, outputs)
+    with ExitStack() as stack:
+        stack.enter_context(countable())
+        for hook in (register_module_forward_pre_hook(enter), register_module_forward_hook(leave)):
+            stack.callback(hook.remove)
+        stack.enter_context(recorder)
+        output = model(*inputs)
+    return tuple(recorder.calls), tuple(visits), output
 
 
 def say(error: BaseException) -> str:
