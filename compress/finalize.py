@@ -24,11 +24,14 @@ from compress.errors import ArtifactError
 from compress.graph import Graph
 from compress.structure import Structure
 from compress.surgery import Surgeon, survey
-from compress.trace import copied
+from compress.trace import Shape, copied, each, flat, plainly
 
 DOUBLE = 1e-12  # largest |masked - compact| in float64, times max(1, max |output|)
 SINGLE = 1e-5  # the same in float32
 DRAWS = 3  # sets of weights with which a channel must be zero; the first, all positive, finds nearly all that speak
+
+
+Batch = Tensor | tuple[Tensor, ...]  # one tensor for each input of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +41,24 @@ class Compact:
     model: nn.Module
     structure: Structure
     cost: Cost
-    shape: tuple[int, ...]  # of the input, without the batch
+    shape: tuple[int, ...] | tuple[tuple[int, ...], ...]  # of the input without its batch, or of several
     drift: float  # max |masked - compact| over all compared outputs, float32
     removed: Mapping[str, int]  # channels cut, by space
 
 
 def finalize(
     model: nn.Module,
-    shape: Sequence[int],
+    shape: Shape,
     structure: Structure,
-    images: Iterable[Tensor] = (),
+    images: Iterable[Batch] = (),
     *,
     top1: bool = True,
 ) -> Compact:
     """Cut out all channels that are masked, and prove that nothing changed.
 
-    `images` are batches [N, C, H, W] of real, normalised inputs; with `top1`, outputs are logits [N, classes]. Raises
-    ArtifactError where the compact network does not compute what the masked one does, within `DOUBLE` and `SINGLE`,
-    top-1 for top-1.
+    `images` are batches [N, C, H, W] of real, normalised inputs, tuples of them where the model takes several; with
+    `top1`, outputs are logits [N, classes]. Raises ArtifactError where the compact network does not compute what the
+    masked one does, within `DOUBLE` and `SINGLE`, top-1 for top-1.
     """
     masked = plain(model)
     compact, removed = _cut(masked, shape, silent=True)
@@ -66,7 +69,7 @@ def finalize(
             compact, removed = _cut(masked, shape, silent=False)
     drift = compare(masked, compact, shape, images, top1=top1) if removed else 0.0
     built = Structure.read(compact, structure.factory, structure.args)
-    return Compact(compact, built, measure(compact, shape), tuple(shape), drift, removed)
+    return Compact(compact, built, measure(compact, shape), plainly(shape), drift, removed)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -99,7 +102,7 @@ def silence(model: nn.Module, graph: Graph, space: str, positions: Sequence[int]
             model.get_parameter(name).index_fill_(dim, torch.from_numpy(index), 0.0)
 
 
-def _cut(masked: nn.Module, shape: Sequence[int], *, silent: bool) -> tuple[nn.Module, dict[str, int]]:
+def _cut(masked: nn.Module, shape: Shape, *, silent: bool) -> tuple[nn.Module, dict[str, int]]:
     """A copy without dead channels, and how many went from each space; cutting some can leave others dead."""
     surgeon = Surgeon(copy.deepcopy(masked), survey(masked, shape))
     removed: Counter[str] = Counter()
@@ -153,8 +156,10 @@ def _speaking(model: nn.Module, graph: Graph) -> set[int]:
     generator = torch.Generator().manual_seed(0)
     for draw in range(DRAWS):
         _redraw(probe, generator, signs=draw > 0)
-        x = torch.rand(1, *graph.shape, generator=generator, dtype=torch.float64) + 0.5
-        probe(x if draw == 0 else x * (torch.rand(x.shape, generator=generator) - 0.5).sign())
+        inputs = [torch.rand(1, *one, generator=generator, dtype=torch.float64) + 0.5 for one in each(graph.shape)]
+        if draw > 0:
+            inputs = [x * (torch.rand(x.shape, generator=generator) - 0.5).sign() for x in inputs]
+        probe(*inputs)
     for (name, _), slot in graph.slots.items():
         if slot.role == "in" and name not in heard:  # read by no module's own call
             found.update(slot.units.tolist())
@@ -177,27 +182,37 @@ def _redraw(model: nn.Module, generator: torch.Generator, *, signs: bool) -> Non
 
 @torch.no_grad()
 def compare(
-    masked: nn.Module, compact: nn.Module, shape: Sequence[int], images: Iterable[Tensor] = (), *, top1: bool = True
+    masked: nn.Module, compact: nn.Module, shape: Shape, images: Iterable[Batch] = (), *, top1: bool = True
 ) -> float:
     """The largest |masked - compact| in float32 over noise and images, once everything is within its bound.
 
     Raises ArtifactError where something is not, or where, with `top1`, an image changes its class.
     """
-    noise = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
-    one, other = (copy.deepcopy(m).double().eval()(noise.double()) for m in (masked, compact))
-    if not _gap(one, other) <= DOUBLE * max(1.0, float(one.abs().max())):
-        raise ArtifactError(
-            f"cutting the masked channels changed the outputs by {_gap(one, other):.1e} in float64 (at most {DOUBLE})"
-        )
+    generator = torch.Generator().manual_seed(0)
+    noise = tuple(torch.randn(8, *one, generator=generator) for one in each(shape))
+    doubles = tuple(x.double() for x in noise)
+    for one, other in _outputs([copy.deepcopy(m).double().eval() for m in (masked, compact)], doubles):
+        if not _gap(one, other) <= DOUBLE * max(1.0, float(one.abs().max())):
+            raise ArtifactError(
+                f"cutting the masked channels changed the outputs by {_gap(one, other):.1e} in float64 "
+                f"(at most {DOUBLE})"
+            )
     drift = 0.0
     for batch in [noise, *images]:
-        a, b = masked(batch), compact(batch)
-        if not _gap(a, b) <= SINGLE * max(1.0, float(a.abs().max())):
-            raise ArtifactError(f"cutting the masked channels changed the outputs by {_gap(a, b):.1e} in float32")
-        if top1 and batch is not noise and not torch.equal(a.argmax(1), b.argmax(1)):
-            raise ArtifactError("cutting the masked channels changed the class of an image")
-        drift = max(drift, _gap(a, b))
+        for a, b in _outputs([masked, compact], batch):
+            if not _gap(a, b) <= SINGLE * max(1.0, float(a.abs().max())):
+                raise ArtifactError(f"cutting the masked channels changed the outputs by {_gap(a, b):.1e} in float32")
+            if top1 and batch is not noise and a.dim() > 1 and not torch.equal(a.argmax(1), b.argmax(1)):
+                raise ArtifactError("cutting the masked channels changed the class of an image")
+            drift = max(drift, _gap(a, b))
     return drift
+
+
+def _outputs(models: Sequence[nn.Module], batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
+    """What two models return for one batch, output by output."""
+    inputs = (batch,) if isinstance(batch, Tensor) else batch
+    one, other = (list(flat(model(*inputs))) for model in models)
+    return zip(one, other, strict=True)
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

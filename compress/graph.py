@@ -25,7 +25,7 @@ from compress.errors import UsageError
 from compress.flow import Axis, Flow, Ints
 from compress.price import Price
 from compress.tally import Tally
-from compress.trace import Shape, Trace, each, taught, trace
+from compress.trace import Shape, Trace, plainly, taught, trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +171,8 @@ def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None) 
     free = {unit: name for name, space in spaces.items() if space.frozen is None for unit in space.units}
     widths = {name: space.width for name, space in spaces.items() if space.frozen is None}
     price = Tally(traced, units, free, widths, flow.weights, flow.holds, flow.top).price()
-    shapes = each(shape)
     return Graph(
-        shapes[0] if shapes[0] == tuple(shape) else shapes, slots, spaces, price, _free_params(traced, units, free), _kernels(traced), tuple(flow.notes)
+        plainly(shape), slots, spaces, price, _free_params(traced, units, free), _kernels(traced), tuple(flow.notes)
     )
 
 

@@ -21,6 +21,7 @@ from compress.graph import Graph
 from compress.settings import Recipe
 from compress.surgery import Columns, Surgeon
 from compress.task import Task, task_of
+from compress.trace import Shape
 from compress.train import Score, Trained, memory_format_of, place, precision_of, score, train
 
 S = TypeVar("S")
@@ -79,8 +80,8 @@ class Lab:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one input, [C, H, W]."""
+    def shape(self) -> Shape:
+        """The shape of one input, [C, H, W], or of several."""
         return self.surgeon.graph.shape
 
     @property

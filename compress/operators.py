@@ -40,7 +40,7 @@ UNARY = _names(
     "hardsigmoid_ leaky_relu leaky_relu_ elu elu_ softplus exp expm1 log log1p sqrt rsqrt neg abs sign square erf sin "
     "cos mish mish_ reciprocal round floor ceil threshold threshold_ softshrink hardshrink log_sigmoid_forward "
     "clone detach detach_ alias _to_copy contiguous lift_fresh fill fill_ zero_ empty_like zeros_like ones_like "
-    "full_like bitwise_not logical_not isnan native_dropout bernoulli_"
+    "full_like bitwise_not logical_not isnan native_dropout"
 )
 POINTWISE = _names(
     "add add_ sub sub_ mul mul_ div div_ pow pow_ clamp clamp_ clamp_min clamp_max maximum minimum where addcmul lerp "
@@ -62,11 +62,12 @@ POOLS = _names(
 NORMS = _names("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training")
 MEANS = _names("mean sum amax amin")
 AVERAGES = _names("_softmax _log_softmax _safe_softmax native_layer_norm native_group_norm")
-SHUFFLES = _names("pixel_shuffle channel_shuffle native_channel_shuffle")
+SHUFFLES = _names("pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle")
 MAKERS = _names("empty zeros ones full arange new_zeros new_ones new_full new_empty scalar_tensor eye linspace")
+DICE = _names("bernoulli_")
 OTHERS = _names(
     "cat stack glu constant_pad_nd pixel_unshuffle as_strided as_strided_ max min var std cumsum topk sort norm "
     "linalg_vector_norm var_mean prod any all logsumexp tril triu index index_select gather argmax embedding "
     "_assert_async _weight_norm_interface"
 )
-FREE = UNARY | POINTWISE | MOVES | POOLS | NORMS | MEANS | AVERAGES | SHUFFLES | MAKERS | OTHERS
+FREE = UNARY | POINTWISE | MOVES | POOLS | NORMS | MEANS | AVERAGES | SHUFFLES | MAKERS | DICE | OTHERS

@@ -13,7 +13,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from compress.operators import AVERAGES, MAKERS, MEANS, MOVES, NORMS, POINTWISE, POOLS, SHUFFLES, SPLITS, UNARY, VIEWS
+from compress.operators import (
+    AVERAGES,
+    DICE,
+    MAKERS,
+    MEANS,
+    MOVES,
+    NORMS,
+    POINTWISE,
+    POOLS,
+    SHUFFLES,
+    SPLITS,
+    UNARY,
+    VIEWS,
+)
 from compress.trace import Call
 
 FIXED = 0  # no channel: an element whose number never changes
@@ -272,8 +285,10 @@ def _constants(shape: Sequence[int], new: Sequence[int]) -> list[int]:
 
 
 def shuffle(flow: Channels, call: Call) -> Tensor:
-    """Channels of equal groups change places, or turn into pixels: [N, C r r, H, W] to [N, C, H r, W r]."""
+    """Channels of equal groups change places, or turn into pixels, [N, C r r, H, W] to [N, C, H r, W r], and back."""
     vec = vector(flow.ids(call.args[0]), 1)
+    if call.op == "aten.pixel_unshuffle":
+        return along(vec.repeat_interleave(call.args[1] ** 2), 1, call.out.shape)
     if call.op == "aten.pixel_shuffle":
         parts = vec.view(-1, call.args[1] ** 2)
         _tie_equals(flow, parts.unbind(1))
@@ -354,6 +369,11 @@ def maker(flow: Channels, call: Call) -> Tensor:
     return fixed(call.out.shape)
 
 
+def dice(flow: Channels, call: Call) -> Tensor:
+    """Chance belongs to no channel and holds none: new dice are thrown for as many as there are."""
+    return torch.full((), ABSENT).expand(call.out.shape)
+
+
 IDS: dict[str, Callable[[Channels, Call], Any]] = {
     "aten.convolution": convolution,
     "aten.addmm": linear,
@@ -367,6 +387,7 @@ IDS: dict[str, Callable[[Channels, Call], Any]] = {
     **dict.fromkeys(MEANS, mean),
     **dict.fromkeys(AVERAGES, average),
     **dict.fromkeys(MAKERS, maker),
+    **dict.fromkeys(DICE, dice),
     **dict.fromkeys(UNARY, same),
     **dict.fromkeys(POINTWISE, pointwise),
     **dict.fromkeys(MOVES, move),

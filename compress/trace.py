@@ -103,6 +103,12 @@ def each(shape: Shape) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(one) for one in cast(Sequence[Sequence[int]], shape))
 
 
+def plainly(shape: Shape) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
+    """The same as tuples."""
+    shapes = each(shape)
+    return shapes[0] if all(isinstance(size, int) for size in shape) else shapes
+
+
 def blanks(model: nn.Module, shape: Shape, batch: int = 1) -> tuple[Tensor, ...]:
     """Inputs [batch, *shape] without numbers, of the model's own floating type."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -178,9 +184,6 @@ def taught(traced: Trace, shape: Shape) -> Trace:
     outputs: tuple[Tensor, ...] = ()
     try:
         traced.model.train()
-        for module in traced.model.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.eval()  # it throws dice of a fixed number and reads nothing
         lessons, _, output = _run(traced.model, blanks(traced.model, shape, batch=2))
     except Exception as error:
         why = f"in eval mode, and training mode cannot be tried ({say(error)})"

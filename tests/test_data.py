@@ -204,7 +204,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "flat images": ({"x_train": np.zeros((120, 108), np.uint8)}, r"\[120, 108\]; expected"),
     "no images": ({"x_test": np.zeros((0, 6, 6, 3), np.uint8), "y_test": np.zeros(0, int)}, "x_test has the shape"),
     "float labels": ({"y_train": np.zeros(120)}, r"y_test is int64 .* expected float64"),
-    "one-hot labels": ({"y_train": np.eye(3, dtype=int)[np.arange(120) % 3]}, r"y_test is int64 \[30\]; expected int64 \[30, 3\]"),
+    "one-hot labels": (
+        {"y_train": np.eye(3, dtype=int)[np.arange(120) % 3]},
+        r"y_test is int64 \[30\]; expected int64 \[30, 3\]",
+    ),
     "fewer labels": ({"y_train": np.arange(119) % 3}, "whole number for each of 120 images"),
     "labels from 1": ({"y_train": np.arange(120) % 3 + 1}, "from 1 to 3, but y_train has 3 different labels"),
     "an unknown label": ({"y_test": np.arange(30) % 4}, "y_test goes from 0 to 3"),
