@@ -33,7 +33,7 @@ class _Referees:
 
 
 def measure(model: nn.Module, shape: Shape) -> Cost:
-    """The cost of a model for one input of this shape (without the batch; of these shapes, for several), by all counters.
+    """The cost of a model for one input of this shape (without the batch; or of several), by all counters.
 
     `bytes` is the predicted size of model.onnx. Raises UsageError where the model cannot be traced or an operator
     cannot be counted, ArtifactError where two counters disagree about a layer that both know.

@@ -344,8 +344,23 @@ def mean(flow: Channels, call: Call) -> Tensor:
     return ids.reshape(call.out.shape)
 
 
+def group_norm(flow: Channels, call: Call) -> Tensor:
+    """A group is averaged over, so its channels come and go together; other groups do not care."""
+    ids, groups = flow.ids(call.args[0]), call.args[6]
+    if groups == 1 or not held(ids):
+        return average(flow, call)
+    vec = vector(ids, 1)
+    if bool((vec <= ABSENT).any()):
+        raise UnknownError("not all that it averages over are channels")
+    _tie_equals(flow, vec.view(groups, -1).unbind(1))
+    for tensor in call.args[1:3]:
+        if isinstance(tensor, Tensor):
+            _per_channel(flow, tensor, vec)
+    return ids
+
+
 def average(flow: Channels, call: Call) -> Tensor:
-    """Softmax, layer norm and group norm: what they average over keeps its number (removing it would be inexact)."""
+    """Softmax, layer norm, group norm of one group: what they average over keeps its number, to be exact."""
     if held(ids := flow.ids(call.args[0])):
         flow.freeze(ids, f"{call.op.removeprefix('aten.').removeprefix('native_').strip('_')} averages over it")
     return ids
@@ -386,6 +401,7 @@ IDS: dict[str, Callable[[Channels, Call], Any]] = {
     **dict.fromkeys(SHUFFLES, shuffle),
     **dict.fromkeys(MEANS, mean),
     **dict.fromkeys(AVERAGES, average),
+    "aten.native_group_norm": group_norm,
     **dict.fromkeys(MAKERS, maker),
     **dict.fromkeys(DICE, dice),
     **dict.fromkeys(UNARY, same),

@@ -185,6 +185,10 @@ def _refresh(module: nn.Module, depthwise: bool) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = len(next(t for t in (module.weight, module.running_mean) if t is not None))
+    elif isinstance(module, nn.GroupNorm):
+        each = module.num_channels // module.num_groups  # a group comes and goes as a whole
+        module.num_channels = len(module.weight)
+        module.num_groups = module.num_channels // each
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
 
@@ -197,7 +201,7 @@ def _start(owner: nn.Module, leaf: str) -> float | None:
     """What a tensor with one value for each channel starts at in a new one; None: at the mean of the present ones."""
     if leaf in ("bias", "running_mean"):
         return 0.0
-    norm = isinstance(owner, nn.modules.batchnorm._NormBase)
+    norm = isinstance(owner, nn.modules.batchnorm._NormBase | nn.GroupNorm)
     return 1.0 if norm and leaf in ("weight", "running_var") else None
 
 

@@ -9,8 +9,10 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from compress.cost import measure
-from compress.finalize import silence
+from compress.errors import UsageError
+from compress.finalize import finalize, silence
 from compress.graph import Graph
+from compress.structure import Structure
 from compress.surgery import Surgeon, fit, survey
 from compress.trace import Shape, each, flat
 
@@ -48,9 +50,8 @@ def learner(net: Net, x: Tensor) -> object:
     """With an auxiliary head that only training sees."""
     y = fn.relu(net.n(net.a(x)))
     out = net.fc(fn.relu(net.b(y)).mean((2, 3)))
-    return (
-        (out, net.aux(fn.dropout2d(net.drop(net.side(y)), training=net.training).flatten(1))) if net.training else out
-    )
+    side = fn.dropout2d(net.drop(net.side(y)), training=net.training)
+    return (out, net.aux(side.flatten(1))) if net.training else out
 
 
 def supervised(net: Net, x: Tensor) -> object:
@@ -85,14 +86,14 @@ def tied_linear() -> nn.Module:
         a=nn.Linear(192, C),
         b=nn.Linear(C, C),
         c=nn.Linear(C, C),
-    )  # noqa: E501
+    )
     net.c.weight = net.b.weight
     return net
 
 
 def tied_embedding() -> nn.Module:
     net = Net(
-        lambda s, x: s.out(fn.relu(s.b(fn.relu(s.a(s.table(x.long()).mean(1)))))),
+        lambda s, x: s.out(fn.relu(s.b(fn.relu(s.a(s.table(x.long().clamp(0, 8)).mean(1)))))),
         table=nn.Embedding(9, C), a=nn.Linear(C, 5), b=nn.Linear(5, C), out=nn.Linear(C, 9, bias=False))  # fmt: skip
     net.out.weight = net.table.weight
     return net
@@ -129,6 +130,14 @@ READ: dict[str, tuple[Callable[[], nn.Module], Shape, set[str]]] = {
         lambda: headed(own, w=parameter(C, 3, 3, 3), c=parameter(C), m=nn.Buffer(torch.zeros(C)),
             v=nn.Buffer(torch.ones(C)), g=parameter(C), h=parameter(C), u=parameter(5, C, 1, 1)),
         SHAPE, {"w", "u"}),
+    "group norms of two sizes": (  # whole groups of both: six channels at once
+        lambda: headed(lambda s, x: s.b(s.n(s.a(x)) + s.m(s.c(x))), a=conv(3, 24), n=nn.GroupNorm(12, 24),
+            c=conv(3, 24), m=nn.GroupNorm(8, 24), b=conv(24, 5)),
+        SHAPE, {"a", "b"}),
+    "group norm over the border of a concat": (
+        lambda: headed(lambda s, x: s.b(s.n(torch.cat([s.a(x), s.c(x)], 1))), a=conv(3, 4), c=conv(3, 5),
+            n=nn.GroupNorm(3, 9), b=conv(9, 5)),
+        SHAPE, {"b"}),
     "several outputs": (
         lambda: Net(lambda s, x: {"one": [s.b(y := fn.relu(s.a(x)))], "two": (s.c(y).mean((2, 3)), y.sum())},
             a=conv(3, C), b=conv(C, 5), c=conv(C, 2)),
@@ -206,3 +215,79 @@ def test_what_it_is_built_from_is_read_and_edits_are_exact(case: str) -> None:
     make, shape, free = READ[case]
     assert set(survey(make(), shape).free) == free
     assert_exact(make, shape)
+
+
+LEFT: dict[str, tuple[Callable[[], nn.Module], str, str, set[str]]] = {  # a space, why it is frozen, what is free
+    "attention by einsum": (
+        lambda: Net(attended, a=conv(3, C), qkv=conv(C, 3 * C), o=conv(C, 5), fc=nn.Linear(5, 4)),
+        "qkv", "bmm in forward() is not understood", {"a", "o"}),
+    "tied embedding": (tied_embedding, "b", "embedding in table is not understood", {"a"}),
+    "uneven split": (
+        lambda: headed(lambda s, x: s.b(torch.cat(s.a(x).split([1, 5], 1)[::-1], 1)), a=conv(3, C), b=conv(C, 5)),
+        "a", "where another channel would stand in b.weight is not known", {"b"}),
+    "uneven chunks": (
+        lambda: headed(lambda s, x: s.b(s.a(x).chunk(2, 1)[1]), a=conv(3, 7), b=conv(3, 5)), "a#2", "breaks", {"b"}),
+    "slices": (
+        lambda: headed(lambda s, x: s.b(torch.cat([s.a(x)[:, 4:], s.a(x)[:, :2]], 1)), a=conv(3, C), b=conv(4, 5)),
+        "a", "where another channel would stand in b.weight is not known", {"b"}),
+    "a view with a number in it": (
+        lambda: headed(lambda s, x: s.b(s.a(x).view(-1, 2 * C, 4, 8)), a=conv(3, C), b=conv(2 * C, 5)),
+        "a", "", {"b"}),
+    "an embedding of patches": (
+        lambda: headed(lambda s, x: s.b(s.a(x).view(len(x), C, -1).transpose(1, 2).reshape(-1, C, 8, 8)),
+            a=conv(3, C), b=conv(C, 5)),
+        "a", "channels lie along more than one axis", set()),
+    "training that throws dice": (
+        lambda: headed(lambda s, x: s.b(s.a(x)) if not s.training or torch.rand(1) > 0 else 0, a=conv(3, C),
+            b=conv(C, 5)),
+        "fc", "it reaches the model's output", {"a", "b"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_cannot_be_followed_stays_for_a_reason_and_the_rest_is_exact(case: str) -> None:
+    make, name, reason, free = LEFT[case]
+    shape = [10] if case == "tied embedding" else SHAPE
+    graph = survey(make(), shape)
+    assert set(graph.free) == free
+    assert reason in why(graph)[name]
+    assert_exact(make, shape)
+
+
+def test_parameters_that_nothing_reads_stay_and_are_named() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        y = fn.relu(net.a(x))
+        if net.training and net.dice and torch.rand(1) > 0:
+            y = y + net.never(y)
+        return net.fc(y.mean((2, 3)))
+
+    parts = {"a": conv(3, C), "never": conv(C, C), "fc": nn.Linear(C, 4)}
+    graph = survey(Net(forward, dice=False, **parts), SHAPE)
+    assert graph.notes == ("2 parameters are not read in either mode: never.weight, never.bias",)
+    assert graph.free_params == (27 + 1 + 4) * C
+    (note,) = survey(Net(forward, dice=True, **parts), SHAPE).notes
+    assert "not read in eval mode, and training mode cannot be tried (RuntimeError: " in note
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_frozen_and_have_no_price(kind: type[nn.RNNBase]) -> None:
+    graph = survey(recurrent(kind), SHAPE)
+    assert graph.free == ()
+    assert "input.size(-1) must be equal to input_size" in why(graph)["a"]
+    with pytest.raises(UsageError, match=f"no rule for .*{kind.__name__} \\(in r\\)"):
+        measure(recurrent(kind), SHAPE)
+
+
+def test_a_net_of_several_inputs_and_outputs_is_finalized() -> None:
+    def forward(net: Net, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        z = fn.relu(net.a(x) + net.b(y)[:, :, None, None])
+        return {"logits": net.fc(z.mean((2, 3))), "map": net.c(z)}
+
+    net = Net(forward, a=conv(3, C), b=nn.Linear(10, C), c=conv(C, 2), fc=nn.Linear(C, 4)).eval()
+    shape = (SHAPE, (10,))
+    silence(net, survey(net, shape), "a", [1, 4])
+    batch = torch.rand(2, *SHAPE), torch.rand(2, 10)
+    compact = finalize(net, shape, Structure("net.py:make"), [batch])
+    assert (compact.shape, compact.removed) == (shape, {"a": 2})
+    assert compact.cost == measure(compact.model, shape)
+    assert gap(compact.model(*batch), net(*batch)) <= 1e-5

@@ -89,7 +89,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Net(lambda s, y: s.n(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), n=nn.LayerNorm(C)),
         "layer_norm averages over it (native_layer_norm in n)",
     ),
-    "a group norm": (lambda: Net(lambda s, y: s.n(y), n=nn.GroupNorm(2, C)), "group_norm averages over it"),
+    "a group norm": (lambda: Net(lambda s, y: s.n(y), n=nn.GroupNorm(1, C)), "group_norm averages over it"),
     "attention": (lambda: Net(attended), "bmm in forward() is not understood"),
     "a fixed tensor": (lambda: Net(lambda s, y: y + torch.ones(C, 1, 1)), "it meets a tensor of fixed size"),
     "a buffer that is not saved": (lambda: Net(lambda s, y: s.l(y), l=Loose()), "it meets a tensor of fixed size"),
