@@ -21,6 +21,7 @@ class Cost:
     macs: int  # multiply-accumulates of convolution, linear and matmul operators, exact
     thop: int  # thop's total: its multiply-accumulates plus its terms for batch norm and pooling
     bytes: int  # size of model.onnx as written
+    memory: int = 0  # bytes of activations at their peak, in float32; `compress.memory` says how they are counted
 
     def of(self, unit: str) -> int:
         """Count this cost in `unit`, one of `units.UNITS`; FLOPs take the stricter of the two counters."""
@@ -35,6 +36,8 @@ class Cost:
                 return 2 * self.macs
             case "B":
                 return self.bytes
+            case units.MEMORY:
+                return self.memory
         raise ValueError(f"no unit {unit!r}; there are {', '.join(units.UNITS)}")
 
     def __add__(self, other: "Cost") -> "Cost":

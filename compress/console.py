@@ -36,6 +36,7 @@ _COUNTERS = {
     "FLOPs": "FLOPs, thop's total or our MACs if more",
     "FLOPs@2": "FLOPs@2, twice our MACs",
     "B": "bytes of model.onnx",
+    "B@activations": "bytes of activations at their peak",
 }
 _COLUMNS = (
     ("event", -9),

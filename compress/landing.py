@@ -14,10 +14,17 @@ from numpy.typing import NDArray
 from compress.budget import Budget
 from compress.errors import CompressError, Infeasible
 from compress.price import CEILING, Ints, Price
-from compress.units import exact
+from compress.units import MEMORY, exact
 
-# The columns of a price (params, macs, thop, bytes) that each unit limits, and how often one of them counts.
-COLUMNS = {"params": ((0,), 1), "MACs": ((1,), 1), "FLOPs": ((1, 2), 1), "FLOPs@2": ((1,), 2), "B": ((3,), 1)}
+# The columns of a price (params, macs, thop, bytes, then moments) that each unit limits, and how often one counts.
+COLUMNS: dict[str, tuple[list[int] | slice, int]] = {
+    "params": ([0], 1),
+    "MACs": ([1], 1),
+    "FLOPs": ([1, 2], 1),
+    "FLOPs@2": ([1], 2),
+    "B": ([3], 1),
+    MEMORY: (slice(4, None), 1),
+}
 GRID = 2**40  # common factors tried; fine enough to tell apart any two that give other widths, up to 2**20 channels
 REPLACEMENTS = 64  # bounds the search at the end, which settles far earlier
 
@@ -44,7 +51,9 @@ def land(
     a trained network is narrowed, its own widths. Wider must not cost less. Pure and deterministic.
     Raises Infeasible when `start` is over a limit.
     """
-    low, top, ceilings = price.vector(start), price.vector(goal), _ceilings(budget)
+    low, top = price.vector(start), price.vector(goal)
+    full, price = price, _straining(price, np.maximum(np.floor(cap * top).astype(np.int64), top + 2) + align, budget)
+    ceilings = _ceilings(budget, price)
     if align < 1 or (top < low).any():
         raise CompressError(f"landing: align={align} must be >= 1, and no goal under its start: {start} -> {goal}.")
 
@@ -52,7 +61,7 @@ def land(
         return bool((price.totals(w) <= ceilings).all())
 
     if not fits(low):
-        raise Infeasible(_too_small(price, start, budget))
+        raise Infeasible(_too_small(full, start, budget))
     scaled = _along(low, top, align, fits)
     caps = -(-np.maximum(np.floor(cap * scaled).astype(np.int64), scaled + 2) // align) * align
     if ceiling is not None:
@@ -65,18 +74,23 @@ def land(
     w = _fill(_Search(price, w, lower, growing, ceilings, align))
     w = _fill(_Search(price, w, w, caps, ceilings, align))
     landed = dict(zip(price.spaces, w.tolist(), strict=True))
-    assert budget.holds(price.cost(landed)), "the columns above disagree with the budget"
+    assert budget.holds(full.cost(landed)), "the columns above disagree with the budget"
     return landed
 
 
-def _ceilings(budget: Budget) -> Ints:
-    """The most each column of a price [4] may be; CEILING where nothing limits it."""
-    ceilings = np.full(4, CEILING, np.int64)
+def _straining(price: Price, most: Ints, budget: Budget) -> Price:
+    """The price without the moments that no net up to the widths `most` [S] brings above a limit."""
+    memory = [limit.limit for limit in budget.limits if limit.level == "error" and limit.unit == MEMORY]
+    return price.reaching(min(memory, default=CEILING), most)
+
+
+def _ceilings(budget: Budget, price: Price) -> Ints:
+    """The most each column of a price [C] may be; CEILING where nothing limits it."""
+    ceilings = np.full(4 + len(price.peaks), CEILING, np.int64)
     for limit in budget.limits:
         if limit.level == "error":
             columns, times = COLUMNS[limit.unit]
-            for column in columns:
-                ceilings[column] = min(int(ceilings[column]), limit.limit // times)
+            ceilings[columns] = np.minimum(ceilings[columns], limit.limit // times)
     return ceilings
 
 
@@ -110,11 +124,11 @@ class _Search:
         self.w, self.low, self.caps, self.align = w, low, caps, align
         self.ceilings, self.slack = ceilings, ceilings - price.totals(w)
         self.slopes, self.bends = price.slopes(w), price.bends()
-        self.own = self.bends.diagonal().T // 2  # what widening by n costs beside n slopes: n * n * own [S, 4]
+        self.own = self.bends.diagonal().T // 2  # what widening by n costs beside n slopes: n * n * own [S, C]
         self.weight: NDArray[np.float64] = np.where(ceilings < CEILING, 1 / np.maximum(ceilings, 1), 0.0)
 
     def wider(self) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-        """One unit up for each space: the channels [S], their cost [S, 4], and whether the cap allows it [S]."""
+        """One unit up for each space: the channels [S], their cost [S, C], and whether the cap allows it [S]."""
         up = (self.w // self.align + 1) * self.align - self.w
         return up, up[:, None] * (self.slopes + up[:, None] * self.own), self.w + up <= self.caps
 

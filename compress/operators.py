@@ -47,6 +47,12 @@ POINTWISE = _names(
     "rsub copy_ masked_fill masked_fill_ remainder eq ne lt le gt ge logical_and logical_or bitwise_and bitwise_or "
     "_prelu_kernel"
 )
+OVER = _names(  # element by element, and one operator in an ONNX file too: its output may take an operand's place
+    "relu relu_ sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ leaky_relu leaky_relu_ elu "
+    "elu_ hardswish hardswish_ exp log sqrt neg abs sin cos reciprocal round floor ceil clone _to_copy contiguous "
+    "_prelu_kernel rsub add add_ sub sub_ mul mul_ div div_ pow pow_ clamp clamp_ clamp_min clamp_max maximum minimum "
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training"
+)
 COPIES = _names("detach alias clone _to_copy")
 TURNS = _names("t permute transpose")
 VIEWS = _names("view _unsafe_view reshape")

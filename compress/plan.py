@@ -26,7 +26,7 @@ from compress.methods.scratch import Scratch
 from compress.settings import Recipe
 from compress.structure import construct
 from compress.surgery import survey
-from compress.units import show
+from compress.units import MEMORY, show
 from compress.weights import fill, read_weights
 
 METHODS: dict[str, Callable[[Any, Recipe], Method[Any]]] = {
@@ -84,7 +84,9 @@ class Plan:
         spaces = sorted(self.graph.spaces.items(), key=lambda item: -item[1].width)
         held = [f"{name} ({s.width})" for name, s in spaces if self.floors.get(name, s.width) == s.width > 1]
         kept = f"; what keeps its width: {', '.join(held[:4])}{', ...' * (len(held) > 4)}" if held else ""
-        return f"{said}, the smallest network that this recipe can make{kept}"
+        full = any(x.unit == MEMORY and self.floor.memory > x.limit for x in self.budget.limits if x.level == "error")
+        peak = f" (most activations live at {self.graph.price.peak(self.floors)})" if full else ""
+        return f"{said}, the smallest network that this recipe can make{peak}{kept}"
 
 
 def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: Mapping[str, str] | None = None) -> Plan:

@@ -5,13 +5,16 @@ the cost of a family is a sum of terms, each a constant times two affine functio
 
     cost(w) = sum_t coef[t] * (left[t] @ w + left0[t]) * (right[t] @ w + right0[t])
 
+Beside these sums, a family has K moments of its forward pass (see `memory`), each with the bytes of activations that
+are alive then, affine in the widths; its peak activation memory is the largest of them.
+
 Everything here is exact: int64, refused where a result could overflow (int64 wraps around, so intermediate ones may).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +38,21 @@ class Term(NamedTuple):
     right0: int
 
 
+class Moment(NamedTuple):
+    """Bytes of activations alive while one operator runs: left @ w + left0."""
+
+    where: str  # the operator's module
+    left: Mapping[str, int]
+    left0: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Price:
-    """The cost of a family of networks, bilinear in the widths of its S spaces; T terms.
+    """The cost of a family of networks, bilinear in the widths of its S spaces; T terms and K moments.
 
-    coef [T, 4] holds params, macs, thop and bytes; left, right [T, S] and left0, right0 [T] the two factors. All int64.
+    coef [T, 4] holds params, macs, thop and bytes; left, right [T, S] and left0, right0 [T] the two factors; alive
+    [K, S] and alive0 [K] the bytes of every moment that can be the peak, at the operator named in peaks. All int64.
+    Its columns are the four of `coef` and then the moments: C = 4 + K.
     """
 
     spaces: tuple[str, ...]
@@ -48,10 +61,14 @@ class Price:
     left0: Ints
     right: Ints
     right0: Ints
+    alive: Ints
+    alive0: Ints
+    peaks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        t, s = len(self.coef), len(self.spaces)
+        t, s, k = len(self.coef), len(self.spaces), len(self.peaks)
         shapes = {"coef": (t, 4), "left": (t, s), "left0": (t,), "right": (t, s), "right0": (t,)}
+        shapes |= {"alive": (k, s), "alive0": (k,)}
         for name, shape in shapes.items():
             array = getattr(self, name)
             if array.dtype != np.int64 or array.shape != shape:
@@ -61,8 +78,11 @@ class Price:
             raise CompressError(f"price: every space needs its own name, got {list(self.spaces)}.")
 
     @classmethod
-    def from_terms(cls, spaces: Iterable[str], terms: Iterable[Term]) -> Price:
-        """The price made of these terms, those with equal factors merged; raises CompressError for an unknown space."""
+    def from_terms(cls, spaces: Iterable[str], terms: Iterable[Term], moments: Iterable[Moment] = ()) -> Price:
+        """The price made of these terms and moments; raises CompressError for an unknown space.
+
+        Terms with equal factors are merged, and moments left out that never exceed another one.
+        """
         names = tuple(spaces)
         merged: dict[tuple[object, ...], Term] = {}
         for term in terms:
@@ -72,7 +92,7 @@ class Price:
             a, b, c, d = merged[key].coef if key in merged else (0, 0, 0, 0)
             coef = (a + term.coef[0], b + term.coef[1], c + term.coef[2], d + term.coef[3])
             merged[key] = term._replace(coef=coef)
-        rows = list(merged.values())
+        rows, peaks = list(merged.values()), _undominated(names, moments)
         return cls(
             names,
             _int64([row.coef for row in rows], len(rows), 4),
@@ -80,6 +100,9 @@ class Price:
             _int64([row.left0 for row in rows], len(rows)),
             _int64([[row.right.get(name, 0) for name in names] for row in rows], len(rows), len(names)),
             _int64([row.right0 for row in rows], len(rows)),
+            _int64([[peak.left.get(name, 0) for name in names] for peak in peaks], len(peaks), len(names)),
+            _int64([peak.left0 for peak in peaks], len(peaks)),
+            tuple(peak.where for peak in peaks),
         )
 
     def vector(self, widths: Mapping[str, int]) -> Ints:
@@ -91,40 +114,68 @@ class Price:
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         """The exact cost of the network with these widths."""
-        return Cost(*self.totals(self.vector(widths)).tolist())
+        params, macs, thop, size, *moments = self.totals(self.vector(widths)).tolist()
+        return Cost(params, macs, thop, size, max(moments, default=0))
+
+    def peak(self, widths: Mapping[str, int]) -> str:
+        """The module that runs while the network with these widths holds the most activations; "" of none."""
+        moments = self.totals(self.vector(widths))[4:]
+        return self.peaks[int(moments.argmax())] if len(moments) else ""
+
+    def reaching(self, most: int, w: Ints) -> Price:
+        """The same price with those moments only that are above this many bytes at the widths w [S]."""
+        kept = self.alive @ w + self.alive0 > most
+        peaks = tuple(where for where, keep in zip(self.peaks, kept.tolist(), strict=True) if keep)
+        return replace(self, alive=self.alive[kept], alive0=self.alive0[kept], peaks=peaks)
 
     def steps(self, widths: Mapping[str, int], by: int | Mapping[str, int] = 1) -> Ints:
-        """What widening each space alone by `by` channels adds to the cost, exactly: [S, 4]."""
+        """What widening each space alone by `by` channels adds to each column, exactly: [S, C]."""
         w, stride = self.vector(widths), self.vector(dict.fromkeys(self.spaces, by) if isinstance(by, int) else by)
         self.refuse_overflow(np.abs(w) + np.abs(stride))
         own = (self.left * self.right).T @ self.coef  # half the diagonal of `bends`
+        own = np.pad(own, ((0, 0), (0, len(self.peaks))))
         return stride[:, None] * (self.slopes(w) + stride[:, None] * own)
 
     def totals(self, w: Ints) -> Ints:
-        """The cost [4] at the widths w [S]."""
+        """Every column [C] at the widths w [S]."""
         self.refuse_overflow(np.abs(w))
         total: Ints = ((self.left @ w + self.left0) * (self.right @ w + self.right0)) @ self.coef
-        return total
+        return np.concatenate([total, self.alive @ w + self.alive0])
 
     def slopes(self, w: Ints) -> Ints:
-        """The derivative of the cost in every width [S, 4] at w [S]."""
+        """The derivative of every column in every width [S, C] at w [S]."""
         self.refuse_overflow(np.abs(w) + 1)
         left, right = self.left @ w + self.left0, self.right @ w + self.right0
         slope: Ints = self.left.T @ (self.coef * right[:, None]) + self.right.T @ (self.coef * left[:, None])
-        return slope
+        return np.concatenate([slope, self.alive.T], axis=1)
 
     def bends(self) -> Ints:
-        """How the slope of one width changes with another [S, S, 4]; constant, because the cost is bilinear."""
+        """How the slope of one width changes with another [S, S, C]; constant, because the cost is bilinear."""
         self.refuse_overflow(np.ones(len(self.spaces), np.int64))
         halves = [self.left.T @ (self.coef[:, k, None] * self.right) for k in range(4)]
+        halves += [np.zeros_like(halves[0])] * len(self.peaks)  # moments are straight
         return np.stack([half + half.T for half in halves], axis=-1)
 
     def refuse_overflow(self, w: Ints) -> None:
         """Raise unless every sum and product at the widths w [S] >= 0 stays exact in int64, estimated in float64."""
         arrays = (self.left, self.left0, self.right, self.right0, self.coef)
         left, left0, right, right0, coef = (np.abs(array).astype(np.float64) for array in arrays)
-        if (total := float((((left @ w + left0) * (right @ w + right0)) @ coef).max())) >= CEILING:
+        totals = ((left @ w + left0) * (right @ w + right0)) @ coef
+        moments = np.abs(self.alive).astype(np.float64) @ w + np.abs(self.alive0)
+        if (total := float(np.concatenate([totals, moments]).max())) >= CEILING:
             raise CompressError(f"price: the cost of this network is about {total:.3g}, too large to count exactly.")
+
+
+def _undominated(names: Sequence[str], moments: Iterable[Moment]) -> list[Moment]:
+    """The moments that can be the peak: none has another with every coefficient and the constant at least as large."""
+    found = list(moments)
+    rows = [[moment.left0, *(moment.left.get(name, 0) for name in names)] for moment in found]
+    table = _int64(rows, len(found), 1 + len(names))
+    kept: list[int] = []
+    for at in sorted(range(len(found)), key=lambda at: -sum(rows[at])):  # what dominates another has the larger sum
+        if not (table[kept] >= table[at]).all(1).any():
+            kept.append(at)
+    return [found[at] for at in sorted(kept)]
 
 
 def _int64(numbers: Sequence[int] | Sequence[Sequence[int]], *shape: int) -> Ints:

@@ -1,4 +1,5 @@
-"""What one traced forward pass costs, term by term: parameters, MACs, thop's operations and bytes of the ONNX file.
+"""What one traced forward pass costs, term by term: parameters, MACs, thop's operations, bytes of the ONNX
+file, and the activations that are alive at each moment.
 
 Each term is a constant times the lengths of at most two tensor axes. With the units of a graph, the lengths become
 affine functions of the widths, and the terms a `Price`; without them they are plain numbers, and the price that of one
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from compress import operators
 from compress.errors import UsageError
 from compress.flow import Axis, Ints
-from compress.price import Price, Term
+from compress.memory import Buffer, Step, moments
+from compress.price import Moment, Price, Term
 from compress.trace import Call, Trace, flat
 
 # Bytes of model.onnx beside its numbers: upper bounds of what was measured on files that torch 2.15 exported.
@@ -78,7 +80,7 @@ class Tally:
     def price(self) -> Price:
         """The cost of every net of this family."""
         pieces = [*self._params(), *self._macs(), *self._thop(), *self._bytes()]
-        return Price.from_terms(tuple(self.widths), [self._term(piece) for piece in pieces])
+        return Price.from_terms(tuple(self.widths), [self._term(piece) for piece in pieces], self._moments())
 
     def _term(self, piece: Piece) -> Term:
         left, left0 = self._affine(piece.left)
@@ -144,6 +146,27 @@ class Tally:
                 times, units = self._count(tensor)
                 yield Piece((0, 0, known * factor * times, 0), units, ONE)
 
+    def _moments(self) -> Iterable[Moment]:
+        """The bytes alive while each operator runs; a buffer is a storage, so that views cost nothing."""
+        steps, inputs, tensors = _steps(self.traced)
+        sizes = {buffer: self._bytes_of(tensor) for buffer, tensor in tensors.items()}
+        for call in reversed(self.traced.calls):  # zeros that are padded on belong to no channel, what they meet does
+            for tensor in call.tensors if call.op in operators.OVER else ():
+                out = next(flat(call.out))
+                if _storage(tensor) in sizes and tensors[_storage(tensor)].shape == out.shape:
+                    sizes[_storage(tensor)] = sizes[_storage(out)]
+        for where, alive in moments(steps, inputs, {_storage(tensor) for tensor in self.traced.outputs} & sizes.keys()):
+            left: Counter[str] = Counter()
+            for buffer in alive:
+                left.update(sizes[buffer][0])
+            yield Moment(where, left, sum(sizes[buffer][1] for buffer in alive))
+
+    def _bytes_of(self, tensor: Tensor) -> tuple[dict[str, int], int]:
+        """Bytes of an activation in float32, for each channel of each space and for what belongs to none."""
+        times, units = self._count(tensor)
+        left, left0 = self._affine(units)
+        return {name: 4 * times * count for name, count in left.items()}, 4 * times * left0
+
     def _product(self, column: int, total: int, weight: str | None) -> Iterable[Piece]:
         """A total that follows the size of a weight; a constant where the weight is computed."""
         coef = [0, 0, 0, 0]
@@ -192,6 +215,42 @@ class Tally:
             size, left, right = self._sized(name, self._tensors[name])
             yield Piece((0, 0, 0, size * _width(self._tensors[name])), left, right)
         yield Piece((0, 0, 0, rest), ONE, ONE)
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tells a tensor's storage from others; a trace keeps all its tensors, so none is used again."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _steps(traced: Trace) -> tuple[list[Step], set[Buffer], dict[Buffer, Tensor]]:
+    """The operators that read activations, the storage of the model's input, and for every storage what began it.
+
+    What is computed from weights alone is no activation. Operators that are several in an ONNX file (silu, gelu) need
+    room for their output even where torch writes over their operand.
+    """
+    held = {_storage(t) for module in traced.model.modules() for t in flat(list(vars(module).values()))}
+    made = {_storage(out) for call in traced.calls for out in flat(call.out)}
+    read = [tensor for call in traced.calls for tensor in call.tensors]
+    tensors: dict[Buffer, Tensor] = {
+        _storage(t): t for t in read if t.is_meta and _storage(t) not in held and _storage(t) not in made
+    }
+    inputs, wanted = set(tensors), {_storage(tensor) for tensor in (*read, *traced.outputs)}
+    steps: list[Step] = []
+    for call in traced.calls:
+        reads, outs = {_storage(t) for t in call.tensors} & tensors.keys(), list(flat(call.out))
+        if not reads or not outs:
+            continue
+        makes: list[Buffer] = []
+        for out in outs:
+            if _storage(out) not in tensors and (out is outs[0] or _storage(out) in wanted):
+                tensors[_storage(out)] = out
+                makes.append(_storage(out))
+        over = [key for key in reads if call.op in operators.OVER and tensors[key].numel() == outs[0].numel()]
+        if call.op in operators.UNARY - operators.OVER and not makes:
+            makes.append(("beside", _storage(outs[0])))
+            tensors[makes[0]] = outs[0]
+        steps.append(Step(call.module or "forward()", reads, makes, over))
+    return steps, inputs, tensors
 
 
 def _width(tensor: Tensor) -> int:

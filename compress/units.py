@@ -1,10 +1,11 @@
-"""Written amounts and what they count: "43MFLOPs", "0.58Mparams", "2.4MB", "50%".
+"""Written amounts and what they count: "43MFLOPs", "0.58Mparams", "2.4MB", "256KiB@activations", "50%".
 
-    [<=] NUMBER [k|K|M|G|T] params|MACs|FLOPs|FLOPs@2|B       decimal prefixes: M is 1,000,000
-    [<=] NUMBER Ki|Mi|Gi|Ti B                                 binary prefixes, bytes only: MiB is 1,048,576
-    [<=] NUMBER % [params|MACs|FLOPs|FLOPs@2|B]               a share of the base model; FLOPs when no unit follows
+    [<=] NUMBER [k|K|M|G|T] params|MACs|FLOPs|FLOPs@2|B|B@activations    decimal prefixes: M is 1,000,000
+    [<=] NUMBER Ki|Mi|Gi|Ti B|B@activations                              binary prefixes: MiB is 1,048,576
+    [<=] NUMBER % [params|MACs|FLOPs|FLOPs@2|B|@activations]             a share of the base model's; FLOPs if none
 
-`FLOPs` is one per multiply-accumulate, as thop counts; `FLOPs@2` is two, as torch counts. `B` is bytes, never billions.
+`FLOPs` is one per multiply-accumulate, as thop counts; `FLOPs@2` is two, as torch counts. `B` is bytes of the exported
+file, never billions; `B@activations` (or `@act`) bytes of activations at their peak, as `compress.memory` counts them.
 Amounts are exact integers: no float is involved, so "0.58Mparams" is 580,000 and nothing near it.
 """
 
@@ -15,7 +16,8 @@ from fractions import Fraction
 
 from compress.errors import UsageError
 
-UNITS = ("params", "MACs", "FLOPs", "FLOPs@2", "B")
+MEMORY = "B@activations"
+UNITS = ("params", "MACs", "FLOPs", "FLOPs@2", "B", MEMORY)
 LARGEST = 2**62  # one bit below int64, so that sums of two amounts still fit
 
 _PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -27,7 +29,8 @@ _SPELLINGS = {  # lower case, with the singular; bytes are apart because b is a 
     **dict.fromkeys(("flops@2", "flop@2"), "FLOPs@2"),
     **dict.fromkeys(("bytes", "byte"), "B"),
 }
-_USUAL = [p + u for u in UNITS for p in _PREFIXES] + [p + "B" for p in _BINARY]
+_ACTIVATIONS = ("activations", "activation", "act")
+_USUAL = [p + u for u in UNITS for p in _PREFIXES] + [p + b for p in _BINARY for b in ("B", MEMORY)]
 _NUMBER = re.compile(r"([+-]?)([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?)([0-9]+))?(?!\s*[.0-9])\s*(.*)", re.DOTALL)
 _SHOWN = ((10**12, 10**12, "T"), (10**9, 10**9, "G"), (10**5, 10**6, "M"), (10**3, 10**3, "k"))  # 0.58 M, not 580 k
 
@@ -69,7 +72,11 @@ def parse(text: str) -> Quantity:
     factor, unit = _unit(said, word)
     amount = _in_range(said, number * factor)
     if amount.denominator != 1:
-        hint = "B is bytes, not billions: write '1.2GB' or '1.2Gparams'" if unit == "B" else "write a whole number"
+        hint = (
+            "B is bytes, not billions: write '1.2GB' or '1.2Gparams'"
+            if unit in ("B", MEMORY)
+            else "write a whole number"
+        )
         raise UsageError(f"{_quote(said)} is not a whole number of {unit}; {hint}.")
     return Quantity(int(amount), None, unit, said)
 
@@ -143,23 +150,29 @@ def _unit(said: str, word: str) -> tuple[int, str]:
         if word.startswith(prefix) and (unit := _name(word[len(prefix) :].lstrip())):
             return factor, unit
     for prefix, factor in _BINARY.items():
-        if word.startswith(prefix) and _name(word[len(prefix) :].lstrip()) == "B":
-            return factor, "B"
+        if word.startswith(prefix) and (unit := _name(word[len(prefix) :].lstrip())) in ("B", MEMORY):
+            return factor, unit
     if word[0] == "m" and (unit := _name(word[1:].lstrip())):
         better = said[: len(said) - len(word)] + "M" + unit
         raise UsageError(f"{_quote(said)}: 'm' is milli, a thousandth; did you mean {_quote(better)}?")
     if re.fullmatch(r"(.i?)?b(its?)?", word):
         raise UsageError(f"{_quote(said)}: a small 'b' is a bit; write bytes with a capital, such as '2.4MB'.")
     if "@" in word:
-        raise UsageError(f"{_quote(said)}: only FLOPs may say how they count; write FLOPs (1 a MAC) or FLOPs@2.")
+        raise UsageError(
+            f"{_quote(said)}: only FLOPs and B may say what they count; write FLOPs (1 a MAC), FLOPs@2, or "
+            f"{MEMORY} for the memory of activations."
+        )
     raise UsageError(f"{_quote(said)}: the unit {_quote(word)} is unknown; {_nearest(word)}")
 
 
 def _unit_of_share(said: str, word: str) -> str:
     _refuse_rate(said, word)
-    unit = _name(word) if word else "FLOPs"
+    unit = _name("B" * word.startswith("@") + word) if word else "FLOPs"
     if unit is None:
-        raise UsageError(f"{_quote(said)}: a share is of {', '.join(UNITS[:-1])} or B; write '50%' or '50% params'.")
+        raise UsageError(
+            f"{_quote(said)}: a share is of {', '.join(UNITS[:-1])} or {MEMORY}; write '50%' or '50% params' "
+            "or '50%@activations'."
+        )
     return unit
 
 
@@ -175,6 +188,9 @@ def _in_range(said: str, amount: Fraction) -> Fraction:
 
 
 def _name(word: str) -> str | None:
+    head, at, where = word.partition("@")
+    if at and where.strip().lower() in _ACTIVATIONS:
+        return MEMORY if _name(head.rstrip()) == "B" else None
     return "B" if word == "B" else _SPELLINGS.get(word.lower())
 
 

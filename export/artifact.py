@@ -208,7 +208,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _save_models(
     network: nn.Module, compact: Compact, folder: Path, budget: Budget, base: Cost, preprocessing: Mapping[str, Any]
 ) -> Cost:
-    """Write the three model files of a network on the CPU; return its cost with the size of model.onnx."""
+    """Write the three model files of a network on the CPU; return its cost with the size and memory of model.onnx."""
     structure, tensors = compact.structure.to_json(), _tensors(network)
     _save_weights(folder / "model.safetensors", structure, tensors)
     program = _export(network, torch.zeros(2, *preprocessing["shape"]))
@@ -216,12 +216,18 @@ def _save_models(
     if preprocessing["baked"]:
         mean, std = preprocessing["mean"], preprocessing["std"]
         model = onnx_file.bake(model, [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)])
-    cost = compact.cost
+    memory = max(compact.cost.memory, onnx_count.count(model).memory or 0)  # of two counters, the stricter
+    cost = replace(compact.cost, memory=memory)
     topics = {
         "base": asdict(base),
         "budget": [asdict(limit) for limit in budget.limits],
         # thop's figure below the MACs means layers that it cannot see: no claim, so that the MACs decide
-        "claims": {"macs": cost.macs, "params": cost.params, "thop": cost.thop if cost.thop >= cost.macs else None},
+        "claims": {
+            "macs": cost.macs,
+            "memory": cost.memory,
+            "params": cost.params,
+            "thop": cost.thop if cost.thop >= cost.macs else None,
+        },
         "preprocessing": preprocessing,
         "structure": _fingerprint(structure, tensors),
         "versions": {"onnx": onnx.__version__, "torch": str(torch.__version__)},

@@ -1,4 +1,5 @@
-"""MACs and weights of an ONNX graph, by shape inference alone. Needs onnx and numpy, never torch or onnxruntime.
+"""MACs, weights and peak activation memory of an ONNX graph, by shape inference alone. Needs onnx and numpy,
+never torch or onnxruntime.
 
 One MAC is one multiply-accumulate of a convolution, linear or matmul-like operator, for one input (batch 1). Every
 other operator is either on the list of those that cost nothing by that convention, or is reported by name: nothing is
@@ -16,6 +17,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from compress.errors import ArtifactError
+from compress.export import onnx_memory
 
 BAKED = ("preprocessing.scale", "preprocessing.shift")  # normalisation in the graph, [1, C, 1, 1] each: no weights
 
@@ -29,7 +31,8 @@ class FileCost:
 
     `macs` is exact when `unknown` is empty, else a lower bound. `params` counts the numbers in weights after whatever
     folding the exporter did: single numbers, batch-norm statistics and baked preprocessing are no weights. `bytes` is
-    the size of the file. `input` and `output` are the shapes of the first of each, with batch 1.
+    the size of the file. `input` and `output` are the shapes of the first of each, with batch 1. `memory` is the peak
+    that `compress.memory` describes, None where an operator or the shape of an activation is not known.
     """
 
     macs: int
@@ -38,6 +41,7 @@ class FileCost:
     unknown: tuple[str, ...]
     input: Shape
     output: Shape
+    memory: int | None = None
 
 
 def count(model: ModelProto) -> FileCost:
@@ -62,8 +66,12 @@ def count(model: ModelProto) -> FileCost:
                 raise ArtifactError(f"{where}: no shape for {error}, so its MACs cannot be counted.") from None
         except ValueError as error:
             unknown.add(str(error))
+    memory = None
+    if not unknown:
+        with contextlib.suppress(KeyError):
+            memory = onnx_memory.peak(model.graph, shapes)
     first, last = (shapes.get(ends[0].name, ()) if ends else () for ends in (_inputs(model.graph), model.graph.output))
-    return FileCost(macs, _params(model), model.ByteSize(), tuple(sorted(unknown)), first, last)
+    return FileCost(macs, _params(model), model.ByteSize(), tuple(sorted(unknown)), first, last, memory)
 
 
 def bodies(model: ModelProto) -> Iterator[Any]:

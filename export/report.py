@@ -17,7 +17,7 @@ from typing import Any
 
 from compress.budget import Cost
 from compress.errors import ArtifactError
-from compress.units import show
+from compress.units import MEMORY, UNITS, show
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "safetensors", "thop", "torch", "torchvision")
@@ -28,9 +28,10 @@ _COUNTERS = {
     "FLOPs": "thop, or our MACs if more",
     "FLOPs@2": "twice our MACs",
     "B": "model.onnx",
+    MEMORY: "torch's order, or model.onnx's if more",
 }
 _EQUAL = {True: "yes", False: "NO", None: "-"}
-_ROUNDS, _COLUMNS, _SPACES, _NOTES = 6, 8, 8, 2  # of the tables in report.md; report.json holds everything
+_ROUNDS, _COLUMNS, _SPACES, _NOTES = 5, 8, 8, 2  # of the tables in report.md; report.json holds everything
 
 
 def build(
@@ -163,6 +164,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         ("MACs, our count", "macs"),
         ("FLOPs, thop's total", "thop"),
         ("bytes of model.onnx", "bytes"),
+        ("peak activation memory, bytes in float32", "memory"),
     ]
     lines += ["", "One input, batch 1:", ""]
     lines += _table(
@@ -341,8 +343,8 @@ _SCORE = {"type": "number"}
 _MAYBE_SCORE = {"type": ["number", "null"]}  # a fraction of 1, but where the recipe has a metric of its own
 _MAYBE_TEXT = {"type": ["string", "null"]}
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-_UNIT = {"enum": ["params", "MACs", "FLOPs", "FLOPs@2", "B"]}
-_COST = _object({"params": _COUNT, "macs": _COUNT, "thop": _COUNT, "bytes": _COUNT})
+_UNIT = {"enum": list(UNITS)}
+_COST = _object({"params": _COUNT, "macs": _COUNT, "thop": _COUNT, "bytes": _COUNT, "memory": _COUNT})
 _CELL = {"type": ["number", "string", "boolean", "null", "object"], "additionalProperties": {"type": "number"}}
 
 _TRAIN_COST = _object(

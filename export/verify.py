@@ -1,6 +1,7 @@
 """The check that anybody can run on what we ship: does this file keep that budget? Needs onnx, never torch.
 
-Whatever the file itself can prove is counted: MACs, the numbers in its weights, its size. What it cannot prove (thop's
+Whatever the file itself can prove is counted: MACs, the numbers in its weights, its size, the peak of its activations.
+What it cannot prove (thop's
 figure, whose batch-norm terms vanish when batch norms are folded, and the parameters before folding) is taken from its
 metadata, is told as *claimed*, and may never be milder than what was counted. A file says nothing about its own budget:
 without one there is no verdict.
@@ -11,11 +12,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.budget import Budget, Cost, amounts
 from compress.errors import ArtifactError, UsageError
-from compress.units import show
+from compress.units import MEMORY, show
+
+if TYPE_CHECKING:
+    from compress.export.onnx_count import FileCost
 
 _BY_MACS = ("MACs", "FLOPs", "FLOPs@2")
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # batch norm's buffers: no parameters
@@ -80,18 +84,29 @@ def _onnx(path: Path, said: Any) -> Verdict:
             f"{path}: nobody can vouch for {', '.join(counted)}: the cost of these operators is not known: "
             f"{', '.join(file.unknown)}. At least {file.macs:,} MACs were counted."
         )
+    held = [limit.text for limit in budget.limits if limit.unit == MEMORY]
+    if file.memory is None and held:
+        why = f"these operators are not known: {', '.join(file.unknown)}" if file.unknown else "a shape is not known"
+        raise ArtifactError(f"{path}: nobody can vouch for {', '.join(held)}, the memory of its activations: {why}.")
+    memory = file.memory or 0
     told = [f"counted in the file: {file.macs:,} MACs, {file.params:,} params after folding, {file.bytes:,} B"]
-    cost = Cost(params=file.params, macs=file.macs, thop=file.macs, bytes=file.bytes)
-    claims, blind = _claims(path, known.get("claims"), file.bytes)
+    cost = Cost(params=file.params, macs=file.macs, thop=file.macs, bytes=file.bytes, memory=memory)
+    claims, blind = _claims(path, known.get("claims"), file)
     if claims:
         for name, claim in (("MACs", claims.macs), ("FLOPs by thop", file.macs if blind else claims.thop)):
             if claim < file.macs:
                 raise ArtifactError(
                     f"{path}: its metadata claims {claim:,} {name}, but {file.macs:,} MACs were counted in it."
                 )
+        if claims.memory < memory:
+            raise ArtifactError(
+                f"{path}: its metadata claims {claims.memory:,} {MEMORY}, but {memory:,} were counted in it."
+            )
         thop = "no figure by thop" if blind else f"{claims.thop:,} FLOPs by thop"
         told.append(f"claimed by its metadata: {thop}, {claims.macs:,} MACs, {claims.params:,} params")
-        cost = replace(cost, params=max(claims.params, file.params), thop=claims.of("FLOPs"))
+        told.append(f"activations at their peak: {memory:,} B in the file's order, {claims.memory:,} B claimed")
+        params = max(claims.params, file.params)
+        cost = replace(cost, params=params, thop=claims.of("FLOPs"), memory=claims.memory)
     if blind and counted:
         notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
     return _judge(path, budget, cost, [*told, *notes])
@@ -197,20 +212,21 @@ def _budget(path: Path, said: Any, base: Cost | None) -> tuple[Budget, list[str]
     return Budget.parse(said, base), notes
 
 
-def _claims(path: Path, claims: Any, size: int) -> tuple[Cost | None, bool]:
+def _claims(path: Path, claims: Any, file: "FileCost") -> tuple[Cost | None, bool]:
     """Return what the metadata claims, and whether it lacks thop's figure (null where thop is blind to some layers)."""
     if claims is None:
         return None, True
     blind = False
     if isinstance(claims, dict):
         blind = claims.get("thop", 0) is None
-        claims = claims | {"bytes": size} | ({"thop": 0} if blind else {})
+        claims = {"memory": file.memory or 0} | claims | {"bytes": file.bytes} | ({"thop": 0} if blind else {})
     return _cost(path, claims), blind
 
 
 def _cost(path: Path, claims: Any) -> Cost:
     """Read a cost from metadata: whole numbers that are not negative, or it is no evidence."""
-    names = ("params", "macs", "thop", "bytes")
+    names = ("params", "macs", "thop", "bytes", "memory")
+    claims = {"memory": 0} | claims if isinstance(claims, dict) else claims  # what the first files did not count
     numbers = list(claims.values()) if isinstance(claims, dict) and set(claims) == set(names) else [None]
     if any(type(n) is not int or n < 0 for n in numbers):
         raise ArtifactError(f"{path}: its metadata holds no cost of {', '.join(names)}, but {claims!r}.")

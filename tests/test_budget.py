@@ -12,13 +12,13 @@ from compress.errors import UsageError
 from compress.units import UNITS
 
 counts = st.integers(0, 10**12)
-costs = st.builds(Cost, params=counts, macs=counts, thop=counts, bytes=counts)
+costs = st.builds(Cost, params=counts, macs=counts, thop=counts, bytes=counts, memory=counts)
 always = settings(deadline=None, derandomize=True)
-BASE = Cost(params=1001, macs=300, thop=333, bytes=5000)
+BASE = Cost(params=1001, macs=300, thop=333, bytes=5000, memory=700)
 
 
 def test_a_cost_counts_flops_as_the_stricter_counter_does() -> None:
-    assert [BASE.of(unit) for unit in UNITS] == [1001, 300, 333, 600, 5000]
+    assert [BASE.of(unit) for unit in UNITS] == [1001, 300, 333, 600, 5000, 700]
     assert Cost(params=0, macs=7, thop=5, bytes=0).of("FLOPs") == 7
 
 

@@ -310,7 +310,7 @@ def test_a_step_of_the_price_is_the_difference_of_two_counts(pools: str) -> None
         wider = models.vgg([4, 5, 6], [1, 3], hidden=[7], size=8, last_pool=pools)
         Surgeon(wider, graph).widen(name, 1)
         difference = measure(wider, SHAPE) - before
-        assert step == [difference.params, difference.macs, difference.thop, difference.bytes]
+        assert step[:4] == [difference.params, difference.macs, difference.thop, difference.bytes]
 
 
 def test_free_parameters_are_those_that_narrowing_would_delete() -> None:

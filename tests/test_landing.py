@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from compress.budget import Budget, Limit
 from compress.errors import CompressError, Infeasible
 from compress.landing import land
-from compress.price import Price, Term
+from compress.price import Moment, Price, Term
+from compress.units import UNITS
 
 Family = tuple[Price, dict[str, int]]  # a price, and the widths of its full network
 ONE: tuple[dict[str, int], int] = ({}, 1)
@@ -88,7 +89,7 @@ def lenet() -> Family:
 
 FAMILIES = {"vgg16": vgg16(), "resnet20": resnet(3), "resnet56": resnet(9), "densenet": densenet121(), "lenet": lenet()}
 SHARES = (0.05, 0.15, 0.3, 0.5, 0.8)
-UNITS = (("params",), ("FLOPs",), ("params", "FLOPs"), ("FLOPs@2", "B"))
+LIMITED = (("params",), ("FLOPs",), ("params", "FLOPs"), ("FLOPs@2", "B"))
 
 
 def seed(full: Mapping[str, int], width: int) -> dict[str, int]:
@@ -126,10 +127,12 @@ def landings(draw: st.DrawFn) -> tuple[Price, dict[str, int], dict[str, int], Bu
     some = st.dictionaries(st.sampled_from(names), st.integers(1, 3), max_size=3)
     coef = st.tuples(*[st.integers(0, 400)] * 4)
     term = st.builds(Term, coef, some, st.integers(0, 3), some, st.integers(0, 3))
-    price = Price.from_terms(names, draw(st.lists(term, min_size=1, max_size=9)))
+    moment = st.builds(Moment, st.just("layer"), some, st.integers(0, 30))
+    terms, moments = draw(st.lists(term, min_size=1, max_size=9)), draw(st.lists(moment, min_size=1, max_size=6))
+    price = Price.from_terms(names, terms, moments)
     start = {name: draw(st.integers(1, 20)) for name in names}
     goal = {name: n + draw(st.sampled_from([0, 1, 5, 40])) for name, n in start.items()}
-    units = draw(st.lists(st.sampled_from(["params", "MACs", "FLOPs", "FLOPs@2", "B"]), min_size=1, unique=True))
+    units = draw(st.lists(st.sampled_from(UNITS), min_size=1, unique=True))
     room = draw(st.floats(0, 2))
     limits = [limit for limit in between(price, start, goal, room, *units).limits if limit.limit > 0]
     budget = Budget((*limits, Limit("params", 10**9, "never tight")))
@@ -158,7 +161,7 @@ def test_no_limit_is_exceeded_and_no_unit_below_a_cap_still_fits(
 @pytest.mark.parametrize(("align", "least", "middle"), [(1, 0.995, 0.9995), (8, 0.97, 0.998)])
 def test_budgets_between_the_seed_and_the_full_network_are_filled(align: int, least: float, middle: float) -> None:
     reached = []
-    for (name, (price, full)), share, units in itertools.product(FAMILIES.items(), SHARES, UNITS):
+    for (name, (price, full)), share, units in itertools.product(FAMILIES.items(), SHARES, LIMITED):
         if name == "lenet" and align == 8:
             continue  # three spaces with widths of 8 to 48: the next claim but one bounds what can be reached there
         start = seed(full, 4 if name == "lenet" else 8)
@@ -174,7 +177,7 @@ def test_budgets_between_the_seed_and_the_full_network_are_filled(align: int, le
 
 @pytest.mark.parametrize(("align", "gap"), [(1, 0.003), (8, 0.001)])
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("units", LIMITED)
 def test_three_spaces_are_filled_nearly_as_well_as_trying_all_widths(
     share: float, units: tuple[str, ...], align: int, gap: float
 ) -> None:

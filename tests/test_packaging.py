@@ -18,7 +18,7 @@ LINKED = ("export", "models", "recipes")  # folders at the top that are packages
 # Low to high. A module imports what stands in a row below its own, or to its left in the same row.
 LAYERS = (
     ("errors", "units", "budget"),
-    ("price", "trace", "operators", "rules", "flow", "tally", "cost", "graph"),
+    ("price", "memory", "trace", "operators", "rules", "flow", "tally", "cost", "graph"),
     ("surgery",),
     ("weights", "structure", "landing", "keys", "method_settings", "settings", "recipe"),
     ("sources", "data", "task", "train", "diiss"),
@@ -35,6 +35,7 @@ WITHOUT_TORCH = (
     "compress.units",
     "compress.budget",
     "compress.price",
+    "compress.memory",
     "compress.landing",
     "compress.settings",
     "compress.recipe",

@@ -224,7 +224,7 @@ def test_the_largest_run_fits_on_a_page_and_says_what_it_leaves_out():
     text = report.markdown(build(budget, spaces=spaces, history=history, notes=["a"] * 40, resumed_from=7))
     assert len(text.splitlines()) <= 60
     assert "100 spaces free, 20 frozen; the first and last 4 here, all in report.json" in text
-    assert "6 of 100 lines of history" in text
+    assert "5 of 100 lines of history" in text
     assert "| round |    0 |" in text
     assert "| round |   99 |" in text
     assert "- and 38 more notes in report.json" in text

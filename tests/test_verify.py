@@ -24,8 +24,9 @@ from compress.export.verify import digest, verify
 
 MACS = 4 * 36 * 27 + 144 * 10  # a 3x3 convolution of 3 to 4 channels on 8x8 images, then 144 to 10
 PARAMS = 4 * 27 + 144 * 10  # in the file: its batch norm is folded away
-BASE = Cost(params=10 * PARAMS, macs=10 * MACS, thop=11 * MACS, bytes=100_000)
-CLAIMS = {"macs": MACS, "params": PARAMS + 8, "thop": MACS + 4 * 4 * 36}
+PEAK = 4 * (3 * 64 + 4 * 36)  # bytes of the image and of what is made of it
+BASE = Cost(params=10 * PARAMS, macs=10 * MACS, thop=11 * MACS, bytes=100_000, memory=10 * PEAK)
+CLAIMS = {"macs": MACS, "memory": PEAK + 40, "params": PARAMS + 8, "thop": MACS + 4 * 4 * 36}
 FLOPS = CLAIMS["thop"]
 
 
@@ -46,7 +47,7 @@ def network(kind: str = "Conv") -> onnx.ModelProto:
 
 def write(path: Path, kind: str = "Conv", **metadata: Any) -> Path:
     """A file as `compress` writes it; keywords replace topics of its metadata, None leaves one out."""
-    base = {"params": BASE.params, "macs": BASE.macs, "thop": BASE.thop, "bytes": BASE.bytes}
+    base = {"params": BASE.params, "macs": BASE.macs, "thop": BASE.thop, "bytes": BASE.bytes, "memory": BASE.memory}
     topics = {"claims": CLAIMS, "base": base} | metadata
     stamped = onnx_file.stamp(onnx_file.clean(network(kind)), {k: v for k, v in topics.items() if v is not None})
     onnx_file.save(stamped, path)
@@ -63,6 +64,8 @@ KEPT = {
     "exactly its FLOPs, thop's batch norms included": f"{FLOPS}FLOPs",
     "twice its MACs": f"{2 * MACS}FLOPs@2",
     "exactly its params before folding": f"{PARAMS + 8}params",
+    "exactly the peak of its activations": f"{PEAK + 40}B@activations",
+    "a tenth of the base's peak and more": "11%@activations",
     "several": f"{MACS}MACs, {PARAMS + 8}params, 20kB",
     "a tenth of the base's MACs": "10%MACs",
 }
@@ -71,6 +74,7 @@ BROKEN = {
     "thop's batch norms too many, though its MACs fit": f"{FLOPS - 1}FLOPs",
     "one of twice its MACs too many": f"{2 * MACS - 1}FLOPs@2",
     "one param before folding too many": f"{PARAMS + 7}params",
+    "one byte of activations too many, though fewer are counted in it": f"{PEAK + 39}B@activations",
     "one of several": f"{MACS - 1}MACs, {PARAMS + 8}params",
     "less than a tenth of the base": "9.999%MACs",
     "bytes": "6kB",
@@ -103,6 +107,16 @@ def test_a_broken_warning_is_told_and_not_held_against_the_file(file):
     assert any("over (a warning)" in line for line in verdict.lines)
 
 
+def test_the_peak_of_activations_is_counted_in_a_file_that_claims_nothing(tmp_path):
+    bare = write(tmp_path / "bare.onnx", claims=None)
+    assert (verify(bare, f"{PEAK}B@activations").code, verify(bare, f"{PEAK - 1}B@activations").code) == (0, 1)
+    silent = write(tmp_path / "silent.onnx", claims={k: v for k, v in CLAIMS.items() if k != "memory"})
+    assert (verify(silent, f"{PEAK}B@activations").code, verify(silent, f"{PEAK - 1}B@activations").code) == (0, 1)
+    unknown = verify(write(tmp_path / "unknown.onnx", kind="Magic"), "1MB@activations")
+    assert unknown.code == 4
+    assert "the memory of its activations: these operators are not known: mine::Magic" in unknown.lines[0]
+
+
 def test_what_is_claimed_is_said_to_be_claimed(file):
     lines = verify(file, "1MFLOPs, 50%MACs").lines
     assert f"claimed by its metadata: {FLOPS:,} FLOPs by thop, {MACS:,} MACs, {PARAMS + 8:,} params" in lines
@@ -124,6 +138,7 @@ def test_a_verdict_is_plain_json(file):
 
 LIES = {
     "fewer MACs": {"claims": CLAIMS | {"macs": MACS - 1}},
+    "a lower peak": {"claims": CLAIMS | {"memory": PEAK - 1}},
     "fewer FLOPs by thop": {"claims": CLAIMS | {"thop": MACS - 1}},
     "no numbers": {"claims": CLAIMS | {"macs": "few"}},
     "negative numbers": {"claims": CLAIMS | {"params": -1}},
@@ -170,14 +185,14 @@ def test_an_operator_of_unknown_cost_is_4_by_name_where_macs_are_limited(tmp_pat
 
 
 def corruptions(data: bytes) -> dict[str, bytes]:
-    claimed = f'"macs":{MACS},"params"'.encode()
+    claimed = f'"macs":{MACS},"memory"'.encode()
     assert data.count(claimed) == 1
     cuts = {f"cut at {n}": data[:n] for n in range(1, len(data), len(data) // 40)}
     return cuts | {
         "empty": b"",
         "a picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
         "one weight changed": data.replace(np.float32(1).tobytes(), np.float32(2).tobytes(), 1),
-        "claims edited to fewer MACs": data.replace(claimed, f'"macs":{MACS - 1},"params"'.encode()),
+        "claims edited to fewer MACs": data.replace(claimed, f'"macs":{MACS - 1},"memory"'.encode()),
         "something behind the end": data + b"\0",
     }
 
@@ -263,7 +278,7 @@ def test_broken_weights_are_4(weights):
 def told(folder: Path, **changes: Any) -> dict[str, Any]:
     """The report on the files of a folder; keywords go to `report.build`."""
     size = (folder / "model.onnx").stat().st_size
-    cost = Cost(CLAIMS["params"], MACS, FLOPS, size)
+    cost = Cost(CLAIMS["params"], MACS, FLOPS, size, CLAIMS["memory"])
     parity = {
         path.name: {"bytes": path.stat().st_size, "sha256": digest(path), "images": 8, "max_abs": 0.0, "max_rel": 0.0,
                     "top1_equal": True}
@@ -314,6 +329,7 @@ def test_a_folder_of_a_run_that_missed_its_accuracy_is_1(folder):
 STORIES = {
     "fewer MACs": (("cost", "macs"), MACS - 1, "macs"),
     "fewer bytes": (("cost", "bytes"), 1, "bytes"),
+    "a lower peak": (("cost", "memory"), PEAK, "memory"),
     "less by thop": (("cost", "thop"), MACS, "thop"),
     "another base": (("base", "macs"), 5, "base"),
     "a better row": (("budget", 0, "value"), 5, "row"),

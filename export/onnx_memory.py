@@ -1,0 +1,56 @@
+"""Peak activation memory of an ONNX graph, from the graph alone; `compress.memory` says what is counted.
+
+Nodes run in the order of the file, a batch of 1. Initializers and what is computed from them or from shapes alone are
+no activations. Operators that move data in eager torch without copying it are views here too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from onnx import GraphProto
+
+from compress.memory import Step, moments
+
+VIEWS = frozenset(
+    "Dropout Expand Flatten Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split()  # noqa: SIM905
+)
+# Element by element: the output may take the place of an operand of its size.
+OVER = frozenset(
+    """
+    Abs Add BatchNormalization Cast Ceil Celu Clip Cos Div Elu Erf Exp Floor HardSigmoid HardSwish LeakyRelu Log Max Min
+    Mul Neg PRelu Pow Reciprocal Relu Round Selu Sigmoid Sin Softplus Softsign Sqrt Sub Tanh
+    """.split()  # noqa: SIM905
+)
+_SIZES = frozenset(("Shape", "Size"))  # what they tell is known once the input's shape is
+
+
+def peak(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of the activations that are alive at once, at most; raises KeyError with the name of a value of no shape.
+
+    Views of a buffer are not told apart from it: all of it lives while one of them is still to be read.
+    """
+    constants = {tensor.name for tensor in graph.initializer} | {""}  # an input left out has an empty name
+    inputs = [value.name for value in graph.input if value.name not in constants]
+    holder = {name: name for name in inputs}  # the buffer that holds a value
+    steps: list[Step] = []
+    for node in graph.node:
+        if node.op_type in _SIZES or constants.issuperset(node.input):
+            constants.update(node.output)
+            continue
+        reads = [holder[name] for name in node.input if name not in constants]
+        outs = [name for name in node.output if name]
+        if node.op_type in VIEWS:
+            holder |= dict.fromkeys(outs, reads[0])
+            continue
+        holder |= {name: name for name in outs}
+        size = math.prod(shapes[outs[0]])
+        over = [buffer for buffer in reads if node.op_type in OVER and math.prod(shapes[buffer]) == size]
+        steps.append(Step(node.name, set(reads), outs, over))
+    outputs = {holder[value.name] for value in graph.output if value.name in holder}
+    read = outputs.union(*(step.reads for step in steps))
+    steps = [step._replace(makes=[out for out in step.makes if out == step.makes[0] or out in read]) for step in steps]
+    return 4 * max(
+        (sum(math.prod(shapes[buffer]) for buffer in alive) for _, alive in moments(steps, inputs, outputs)), default=0
+    )
