@@ -1,4 +1,7 @@
-"""What a network costs, and what it may cost."""
+"""What a network costs, and what it may cost.
+
+Costs are counted and known before any training; latencies are measured on the finished file, and decide nothing before.
+"""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +27,10 @@ class Cost:
     memory: int = 0  # bytes of activations at their peak, in float32; `compress.memory` says how they are counted
 
     def of(self, unit: str) -> int:
-        """Count this cost in `unit`, one of `units.UNITS`; FLOPs take the stricter of the two counters."""
+        """Count this cost in `unit`, one of `units.UNITS`; FLOPs take the stricter of the two counters.
+
+        Raises ValueError for any other, a unit of time too.
+        """
         match unit:
             case "params":
                 return self.params
@@ -51,6 +57,17 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """How long one run took, in nanoseconds."""
+
+    median: int
+    low: int  # a tenth of all runs took at most this
+    high: int  # nine tenths did
+    runs: int
+    processor: str
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """The most a network may cost in one unit; a broken limit of level "warn" is told and never fails."""
 
@@ -62,7 +79,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits, all of which hold. At least one is of level "error": warnings alone would permit everything."""
+    """Limits, all of which hold. At least one is of level "error": warnings alone would permit everything.
+
+    `measured`, wherever it is asked for, holds the latency for every unit of time among the limits.
+    """
 
     limits: tuple[Limit, ...]
 
@@ -71,43 +91,59 @@ class Budget:
             raise UsageError("The budget permits everything: give at least one limit of level 'error'.")
 
     @classmethod
-    def parse(cls, said: Stated, base: Cost | None = None) -> Self:
-        """Read a budget; shares such as "50%" are of `base` and rounded down.
+    def parse(cls, said: Stated, base: Cost | None = None, *, finished: bool = False) -> Self:
+        """Read a budget; shares such as "50%" are of `base` and rounded down. `finished` is as in `amounts`.
 
         Raises UsageError for what `amounts` refuses, for a share when no base is known, and for one below 1.
         """
-        return cls(tuple(_limit(amount, level, base) for amount, level in amounts(said)))
+        return cls(tuple(_limit(amount, level, base) for amount, level in amounts(said, finished=finished)))
+
+    @property
+    def hard(self) -> tuple[Limit, ...]:
+        """The limits of level "error" on what is counted: those that decide how large a network may be."""
+        return tuple(limit for limit in self.limits if limit.level == "error" and limit not in self.latencies)
+
+    @property
+    def latencies(self) -> tuple[Limit, ...]:
+        """The limits on what can only be measured."""
+        return tuple(limit for limit in self.limits if units.threads(limit.unit) is not None)
 
     def holds(self, cost: Cost) -> bool:
-        """Tell whether every limit of level "error" is kept."""
-        return all(cost.of(limit.unit) <= limit.limit for limit in self._hard)
+        """Tell whether every limit of level "error" on what is counted is kept."""
+        return all(cost.of(limit.unit) <= limit.limit for limit in self.hard)
 
     def utilisation(self, cost: Cost) -> float:
-        """Return cost over limit, as a fraction of 1, of the tightest limit of level "error"."""
-        return max(cost.of(limit.unit) / limit.limit for limit in self._hard)
+        """Return cost over limit, as a fraction of 1, of the tightest limit of level "error" on what is counted."""
+        return max(cost.of(limit.unit) / limit.limit for limit in self.hard)
 
-    def rows(self, cost: Cost) -> list[dict[str, object]]:
-        """Return one row a limit, warnings included, as the report holds them."""
-        return [
-            {
+    def rows(self, cost: Cost, measured: Mapping[str, Latency] | None = None) -> list[dict[str, object]]:
+        """Return one row a limit, warnings included, as the report holds them; none for what was not measured."""
+        rows = []
+        for limit in self.limits:
+            latency = (measured or {}).get(limit.unit)
+            if latency is None and limit in self.latencies:
+                continue
+            value = latency.median if latency else cost.of(limit.unit)
+            row: dict[str, object] = {
                 "unit": limit.unit,
                 "limit": limit.limit,
-                "value": (value := cost.of(limit.unit)),
+                "value": value,
                 "utilisation": value / limit.limit,
                 "pass": value <= limit.limit,
                 "level": limit.level,
                 "text": limit.text,
             }
-            for limit in self.limits
-        ]
-
-    @property
-    def _hard(self) -> tuple[Limit, ...]:
-        return tuple(limit for limit in self.limits if limit.level == "error")
+            if latency:
+                row |= {"spread": [latency.low, latency.high], "runs": latency.runs, "processor": latency.processor}
+            rows.append(row)
+        return rows
 
 
-def amounts(said: Stated) -> tuple[tuple[units.Quantity, str], ...]:
+def amounts(said: Stated, *, finished: bool = False) -> tuple[tuple[units.Quantity, str], ...]:
     """Read the limits and their levels without any base model: the grammar and nothing else.
+
+    A latency is a warning unless its level says "error": it depends on the machine. Where it is all that is asked of a
+    `finished` file, it decides.
 
     Raises UsageError for a bad amount, an entry that is neither text nor {limit, level}, an unknown level, no entry
     at all, two limits in one unit, and limits that are all warnings.
@@ -119,25 +155,37 @@ def amounts(said: Stated) -> tuple[tuple[units.Quantity, str], ...]:
         raise UsageError("The budget is empty; write at least one limit, such as '43MFLOPs'.")
     read = [(amount, level) for entry in entries for amount, level in _entry(entry)]
     units.refuse_twins(tuple(amount for amount, _ in read))
-    if all(level != "error" for _, level in read):
+    timed = [amount.text for amount, _ in read if units.threads(amount.unit)]
+    if finished and len(timed) == len(read):
+        return tuple((amount, "error") for amount, _ in read)
+    if not any(level == "error" and not units.threads(amount.unit) for amount, level in read):
+        if timed:
+            raise UsageError(
+                f"A latency is measured once the network is finished and cannot say how large it may be; add a limit "
+                f"that can, of level 'error': '43MFLOPs, {timed[0]}'."
+            )
         raise UsageError("Every limit of the budget is a warning; give at least one of level 'error'.")
     return tuple(read)
 
 
 def _entry(entry: object) -> list[tuple[units.Quantity, str]]:
     if isinstance(entry, str):
-        return [(amount, "error") for amount in units.parse_list(entry)]
+        return [(amount, _usual(amount)) for amount in units.parse_list(entry)]
     if not isinstance(entry, Mapping):
         text = f"'{entry} MACs'" if isinstance(entry, int | float) and not isinstance(entry, bool) else "'43MFLOPs'"
         raise UsageError(f"A limit needs a number and a unit, got {entry!r}; write {text}.")
     if unknown := sorted(map(str, set(entry) - {"limit", "level"})):
         raise UsageError(f"A limit has no key '{unknown[0]}'; write {{limit: 43MFLOPs, level: warn}}.")
-    level = entry.get("level", "error")
-    if level not in LEVELS:
+    level = entry.get("level")
+    if level not in (*LEVELS, None):
         raise UsageError(f"A limit's level is 'error' or 'warn', got {level!r}.")
     if not isinstance(entry.get("limit"), str):
         raise UsageError(f"A limit needs a number and a unit, got {dict(entry)!r}; write {{limit: 43MFLOPs}}.")
-    return [(amount, str(level)) for amount in units.parse_list(entry["limit"])]
+    return [(amount, str(level or _usual(amount))) for amount in units.parse_list(entry["limit"])]
+
+
+def _usual(amount: units.Quantity) -> str:
+    return "error" if units.threads(amount.unit) is None else "warn"
 
 
 def _limit(amount: units.Quantity, level: str, base: Cost | None) -> Limit:

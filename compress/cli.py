@@ -133,7 +133,9 @@ def _arguments(ctx: click.Context, option: click.Parameter, said: str) -> dict[s
     return arguments
 
 
-_LIMITS = "43MFLOPs, 0.58Mparams, 2.4MB, 256KiB@activations, 50%, or several with commas between them"
+_LIMITS = (
+    "43MFLOPs, 0.58Mparams, 2.4MB, 256KiB@activations, 5ms@onnxruntime-cpu/1, 50%, or several with commas between them"
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 _budget = click.option("--budget", metavar="LIMITS", help=f"Replace the recipe's whole budget: {_LIMITS}.")
 _set = click.option(

@@ -278,8 +278,7 @@ def plan_lines(plan: "Plan") -> list[str]:
     ]
     costs = [[said, *(f"{net.of(unit):,}" for net in nets.values())] for unit, said in _COUNTERS.items()]
     limits = [
-        [row["text"], f"{row['limit']:,} {row['unit']}", *(percent(row["used"][net]) for net in nets), row["level"]]
-        for row in told["budget"]
+        [row["text"], f"{row['limit']:,} {row['unit']}", *_used(row, nets), row["level"]] for row in told["budget"]
     ]
     return [
         told["verdict"],
@@ -323,7 +322,10 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
                 "unit": limit.unit,
                 "limit": limit.limit,
                 "level": limit.level,
-                "used": {name: net.of(limit.unit) / limit.limit for name, net in nets.items()},
+                "used": {
+                    name: None if limit in plan.budget.latencies else net.of(limit.unit) / limit.limit
+                    for name, net in nets.items()
+                },
             }
             for limit in plan.budget.limits
         ],
@@ -334,7 +336,7 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
 def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
     """Say what a run left: the verdict, every limit, accuracy, cost of training, files, and how to guard them."""
     rows = [
-        [r["text"], f"{r['value']:,}", f"{r['limit']:,}", percent(r["utilisation"]), _word(r), _COUNTERS[r["unit"]]]
+        [r["text"], f"{r['value']:,}", f"{r['limit']:,}", percent(r["utilisation"]), _word(r), _counter(r)]
         for r in report["budget"]
     ]
     accuracy, spent = report["accuracy"], report["train_cost"]
@@ -356,6 +358,18 @@ def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
 
 def _nets(plan: "Plan") -> dict[str, "Cost"]:
     return {"base": plan.base, "seed": plan.seed, "floor": plan.floor}
+
+
+def _used(row: Mapping[str, Any], nets: Mapping[str, "Cost"]) -> list[str]:
+    shares = [row["used"][net] for net in nets]
+    return ["measured at the end" if share is None else percent(share) for share in shares]
+
+
+def _counter(row: Mapping[str, Any]) -> str:
+    if "runs" not in row:
+        return _COUNTERS[row["unit"]]
+    low, high = (show(time, row["unit"]).partition("@")[0] for time in row["spread"])
+    return f"ns, median of {row['runs']:,} runs; 80% took {low} to {high}"
 
 
 def _word(row: Mapping[str, Any]) -> str:

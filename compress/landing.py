@@ -80,23 +80,22 @@ def land(
 
 def _straining(price: Price, most: Ints, budget: Budget) -> Price:
     """The price without the moments that no net up to the widths `most` [S] brings above a limit."""
-    memory = [limit.limit for limit in budget.limits if limit.level == "error" and limit.unit == MEMORY]
+    memory = [limit.limit for limit in budget.hard if limit.unit == MEMORY]
     return price.reaching(min(memory, default=CEILING), most)
 
 
 def _ceilings(budget: Budget, price: Price) -> Ints:
     """The most each column of a price [C] may be; CEILING where nothing limits it."""
     ceilings = np.full(4 + len(price.peaks), CEILING, np.int64)
-    for limit in budget.limits:
-        if limit.level == "error":
-            columns, times = COLUMNS[limit.unit]
-            ceilings[columns] = np.minimum(ceilings[columns], limit.limit // times)
+    for limit in budget.hard:
+        columns, times = COLUMNS[limit.unit]
+        ceilings[columns] = np.minimum(ceilings[columns], limit.limit // times)
     return ceilings
 
 
 def _too_small(price: Price, start: Mapping[str, int], budget: Budget) -> str:
     cost = price.cost(start)
-    over = [limit for limit in budget.limits if limit.level == "error" and cost.of(limit.unit) > limit.limit]
+    over = [limit for limit in budget.hard if cost.of(limit.unit) > limit.limit]
     said = " and ".join(f"{exact(cost.of(limit.unit), limit.unit)}, over '{limit.text}'" for limit in over)
     return f"The narrowest network to start from already takes {said}; raise the limit or start narrower."
 

@@ -78,13 +78,13 @@ class Plan:
     def _why_not(self) -> str:
         said = "; ".join(
             f"{limit.text} is less than {show(self.floor.of(limit.unit), limit.unit)}"
-            for limit in self.budget.limits
-            if limit.level == "error" and self.floor.of(limit.unit) > limit.limit
+            for limit in self.budget.hard
+            if self.floor.of(limit.unit) > limit.limit
         )
         spaces = sorted(self.graph.spaces.items(), key=lambda item: -item[1].width)
         held = [f"{name} ({s.width})" for name, s in spaces if self.floors.get(name, s.width) == s.width > 1]
         kept = f"; what keeps its width: {', '.join(held[:4])}{', ...' * (len(held) > 4)}" if held else ""
-        full = any(x.unit == MEMORY and self.floor.memory > x.limit for x in self.budget.limits if x.level == "error")
+        full = any(limit.unit == MEMORY and self.floor.memory > limit.limit for limit in self.budget.hard)
         peak = f" (most activations live at {self.graph.price.peak(self.floors)})" if full else ""
         return f"{said}, the smallest network that this recipe can make{peak}{kept}"
 

@@ -3,10 +3,13 @@
     [<=] NUMBER [k|K|M|G|T] params|MACs|FLOPs|FLOPs@2|B|B@activations    decimal prefixes: M is 1,000,000
     [<=] NUMBER Ki|Mi|Gi|Ti B|B@activations                              binary prefixes: MiB is 1,048,576
     [<=] NUMBER % [params|MACs|FLOPs|FLOPs@2|B|@activations]             a share of the base model's; FLOPs if none
+    [<=] NUMBER ns|us|ms|s @onnxruntime-cpu/THREADS                      a time: the median of runs with a batch of 1
 
 `FLOPs` is one per multiply-accumulate, as thop counts; `FLOPs@2` is two, as torch counts. `B` is bytes of the exported
 file, never billions; `B@activations` (or `@act`) bytes of activations at their peak, as `compress.memory` counts them.
-Amounts are exact integers: no float is involved, so "0.58Mparams" is 580,000 and nothing near it.
+Times are whole nanoseconds, each runtime and number of threads a unit of its own ("ns@onnxruntime-cpu/4"); nobody can
+foretell them, so they are measured once the file is written. Amounts are exact integers: no float is involved, so
+"0.58Mparams" is 580,000 and nothing near it.
 """
 
 import difflib
@@ -29,9 +32,14 @@ _SPELLINGS = {  # lower case, with the singular; bytes are apart because b is a 
     **dict.fromkeys(("flops@2", "flop@2"), "FLOPs@2"),
     **dict.fromkeys(("bytes", "byte"), "B"),
 }
+_TIMES = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+_RUNTIME = "onnxruntime-cpu"
+_LATENCY = f"ms@{_RUNTIME}/1"
 _ACTIVATIONS = ("activations", "activation", "act")
 _USUAL = [p + u for u in UNITS for p in _PREFIXES] + [p + b for p in _BINARY for b in ("B", MEMORY)]
 _NUMBER = re.compile(r"([+-]?)([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?)([0-9]+))?(?!\s*[.0-9])\s*(.*)", re.DOTALL)
+_TIME = re.compile(r"(ns|us|ms|s)\b\s*(.*)", re.DOTALL)
+_SHOWN_TIMES = tuple((scale, scale, name) for name, scale in _TIMES.items() if scale > 1)
 _SHOWN = ((10**12, 10**12, "T"), (10**9, 10**9, "G"), (10**5, 10**6, "M"), (10**3, 10**3, "k"))  # 0.58 M, not 580 k
 
 
@@ -69,7 +77,8 @@ def parse(text: str) -> Quantity:
     if word.startswith("%"):
         unit = _unit_of_share(said, word[1:].strip())
         return Quantity(None, _in_range(said, number / 100), unit, said)
-    factor, unit = _unit(said, word)
+    time = _TIME.fullmatch(word)
+    factor, unit = _latency(said, word, *time.groups()) if time else _unit(said, word)
     amount = _in_range(said, number * factor)
     if amount.denominator != 1:
         hint = (
@@ -106,19 +115,27 @@ def refuse_twins(amounts: tuple[Quantity, ...]) -> tuple[Quantity, ...]:
     return amounts
 
 
+def threads(unit: str) -> int | None:
+    """The number of threads that a unit of time names; None for what is counted and not measured."""
+    start, _, number = unit.rpartition("/")
+    return int(number) if start == f"ns@{_RUNTIME}" else None
+
+
 def show(value: int, unit: str) -> str:
-    """Say a count for people: `show(42_412_345, "MACs")` is "42.41 MMACs".
+    """Say a count for people: `show(42_412_345, "MACs")` is "42.41 MMACs", and 5,100,000 ns are "5.1 ms".
 
     At most four significant digits, cut off and never rounded up, so that nothing reads larger than it is. Figures
     that must be compared need `exact`.
     """
     if value < 0:
         return "-" + show(-value, unit)
-    for start, scale, prefix in _SHOWN:
+    counted = threads(unit) is None
+    name = unit if counted else unit.removeprefix("ns")
+    for start, scale, prefix in _SHOWN if counted else _SHOWN_TIMES:
         if value >= start:
             decimals = max(1, 4 - len(str(value // scale)))
             whole, rest = divmod(value * 10**decimals // scale, 10**decimals)
-            return f"{whole}.{f'{rest:0{decimals}d}'.rstrip('0') or '0'} {prefix}{unit}"
+            return f"{whole}.{f'{rest:0{decimals}d}'.rstrip('0') or '0'} {prefix}{name}"
     return f"{value} {unit}"
 
 
@@ -140,11 +157,27 @@ def _number(said: str, sign: str, digits: str, exponent_sign: str | None, expone
     return number / scale if exponent_sign == "-" else number * scale
 
 
+def _latency(said: str, word: str, name: str, where: str) -> tuple[int, str]:
+    """Nanoseconds in one `name`, and the unit for what stands behind it: "@onnxruntime-cpu/4"."""
+    runtime, _, number = where.removeprefix("@").partition("/")
+    like = said.removesuffix(word).rstrip() + f"{name}@{_RUNTIME}/1"
+    if not where.startswith("@") or not runtime.strip():
+        raise UsageError(f"{_quote(said)}: a time needs the runtime that takes it; write {_quote(like)} (1 thread).")
+    if runtime.strip() != _RUNTIME:
+        raise UsageError(f"{_quote(said)}: only {_RUNTIME} is measured here; write {_quote(like)} (1 thread).")
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", number.strip()):
+        raise UsageError(f"{_quote(said)}: the number of threads is from 1 to 999; write {_quote(like)}.")
+    return _TIMES[name], f"ns@{_RUNTIME}/{number.strip()}"
+
+
 def _unit(said: str, word: str) -> tuple[int, str]:
     """What `word` multiplies by and counts: "MFLOPs" is 1,000,000 and FLOPs."""
     if word in _PREFIXES or word in _BINARY or word == "m":
         bare = said[: len(said) - len(word)] + word.upper()[:1]
-        raise UsageError(f"{_quote(said)} has no unit; write '{bare}MACs', '{bare}params', '{bare}FLOPs' or '{bare}B'.")
+        time = f"; a time is '{said[:-1].rstrip()}{_LATENCY}'" if word == "m" else ""
+        raise UsageError(
+            f"{_quote(said)} has no unit; write '{bare}MACs', '{bare}params', '{bare}FLOPs' or '{bare}B'{time}."
+        )
     _refuse_rate(said, word)
     for prefix, factor in _PREFIXES.items():
         if word.startswith(prefix) and (unit := _name(word[len(prefix) :].lstrip())):
@@ -166,6 +199,8 @@ def _unit(said: str, word: str) -> tuple[int, str]:
 
 
 def _unit_of_share(said: str, word: str) -> str:
+    if _RUNTIME in word or _TIME.fullmatch(word):
+        raise UsageError(f"{_quote(said)}: a time has no share, the base model is not measured; write '5{_LATENCY}'.")
     _refuse_rate(said, word)
     unit = _name("B" * word.startswith("@") + word) if word else "FLOPs"
     if unit is None:

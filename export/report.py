@@ -59,15 +59,15 @@ def build(
 ) -> dict[str, Any]:
     """Put a report together, with its verdict and without any path of the machine; `SCHEMA` says what is in it.
 
-    `budget` holds the rows of `Budget.rows`, `cost` and `base` the compact and the full model, `val` and `test` top-1
-    accuracies, or scores by another `metric` (`test` None without a test set), `required` what the recipe asks of
-    `val`, `drift` the largest difference of masked and compact outputs, `parity` what `artifact.write` found, `history`
-    one row a round, `notes` sentences (thop's known errors among them).
+    `budget` holds the rows of `Budget.rows`, those of latencies with what was measured; `cost` and `base` the compact
+    and the full model, `val` and `test` top-1 accuracies, or scores by another `metric` (`test` None without a test
+    set), `required` what the recipe asks of `val`, `drift` the largest difference of masked and compact outputs,
+    `parity` what `artifact.write` found, `history` one row a round, `notes` sentences (thop's known errors among them).
 
     Raises ArtifactError naming the place where a number is NaN or infinite, or where a value is not plain.
     """
     hard = [row for row in budget if row["level"] == "error"]
-    tightest = max(hard, key=lambda row: row["utilisation"])
+    tightest = max((row for row in hard if "runs" not in row), key=lambda row: row["utilisation"])
     missed = required is not None and val < required
     over = [row for row in hard if not row["pass"]]
     told = [_row_sentence(row) for row in over]
@@ -124,7 +124,7 @@ def train_cost(
 def environment(*, device: str, threads: int) -> dict[str, Any]:
     """Return what the figures depend on: versions, the processor's name, threads and device. Imports no package."""
     versions = {name: _version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **versions, "cpu": _cpu(), "threads": threads, "device": device}
+    return {"python": platform.python_version(), **versions, "cpu": processor(), "threads": threads, "device": device}
 
 
 def save(folder: Path | str, report: Mapping[str, Any]) -> None:
@@ -151,7 +151,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             [
                 r["text"],
                 _exact(r["value"], r["unit"]),
-                _COUNTERS[r["unit"]],
+                _counter(r),
                 _percent(r["utilisation"]),
                 "yes" if r["pass"] else "NO",
                 r["level"],
@@ -272,6 +272,13 @@ def _row_sentence(row: Mapping[str, Any]) -> str:
     return f"{_exact(row['value'], row['unit'])} of {row['text']} ({_percent(row['utilisation'])})"
 
 
+def _counter(row: Mapping[str, Any]) -> str:
+    if "runs" not in row:
+        return _COUNTERS[row["unit"]]
+    low, high = (show(value, row["unit"]).partition("@")[0] for value in row["spread"])
+    return f"median of {row['runs']:,} runs, 80 % within {low} to {high}"
+
+
 def _exact(value: int, unit: str) -> str:
     return f"{value:,} {unit}" if value < 10_000 else f"{show(value, unit)} ({value:,})"
 
@@ -311,7 +318,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -344,6 +352,21 @@ _MAYBE_SCORE = {"type": ["number", "null"]}  # a fraction of 1, but where the re
 _MAYBE_TEXT = {"type": ["string", "null"]}
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _UNIT = {"enum": list(UNITS)}
+_ROW = {
+    "unit": _UNIT,
+    "limit": {"type": "integer", "minimum": 1},
+    "value": _COUNT,
+    "utilisation": _NUMBER,
+    "pass": {"type": "boolean"},
+    "level": {"enum": ["error", "warn"]},
+    "text": _TEXT,
+}
+_LATENCY_ROW = _ROW | {  # in nanoseconds; spread: the runs from the 10th to the 90th percentile
+    "unit": {"type": "string", "pattern": "^ns@onnxruntime-cpu/[1-9][0-9]{0,2}$"},
+    "spread": {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2},
+    "runs": {"type": "integer", "minimum": 1},
+    "processor": _TEXT,
+}
 _COST = _object({"params": _COUNT, "macs": _COUNT, "thop": _COUNT, "bytes": _COUNT, "memory": _COUNT})
 _CELL = {"type": ["number", "string", "boolean", "null", "object"], "additionalProperties": {"type": "number"}}
 
@@ -359,20 +382,7 @@ SCHEMA: dict[str, Any] = _object(
     {
         "schema_version": {"const": SCHEMA_VERSION},
         "verdict": _object({"code": {"enum": [0, 1]}, "text": _TEXT}),
-        "budget": _list(
-            _object(
-                {
-                    "unit": _UNIT,
-                    "limit": {"type": "integer", "minimum": 1},
-                    "value": _COUNT,
-                    "utilisation": _NUMBER,
-                    "pass": {"type": "boolean"},
-                    "level": {"enum": ["error", "warn"]},
-                    "text": _TEXT,
-                }
-            ),
-            minItems=1,
-        ),
+        "budget": _list({"anyOf": [_object(_ROW), _object(_LATENCY_ROW)]}, minItems=1),
         "landing": _object({"unit": _UNIT, "utilisation": _NUMBER, "left": {"type": "integer"}}),
         "cost": _COST,
         "base": _COST,

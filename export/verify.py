@@ -4,7 +4,7 @@ Whatever the file itself can prove is counted: MACs, the numbers in its weights,
 What it cannot prove (thop's
 figure, whose batch-norm terms vanish when batch norms are folded, and the parameters before folding) is taken from its
 metadata, is told as *claimed*, and may never be milder than what was counted. A file says nothing about its own budget:
-without one there is no verdict.
+without one there is no verdict. A latency is measured here and now; only then is onnxruntime needed.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.budget import Budget, Cost, amounts
+from compress.budget import Budget, Cost, Latency, amounts
 from compress.errors import ArtifactError, UsageError
-from compress.units import MEMORY, show
+from compress.units import MEMORY, show, threads
 
 if TYPE_CHECKING:
     from compress.export.onnx_count import FileCost
@@ -109,7 +109,11 @@ def _onnx(path: Path, said: Any) -> Verdict:
         cost = replace(cost, params=params, thop=claims.of("FLOPs"), memory=claims.memory)
     if blind and counted:
         notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
-    return _judge(path, budget, cost, [*told, *notes])
+    if not budget.latencies:
+        return _judge(path, budget, cost, [*told, *notes])
+    from compress.export import latency
+
+    return _judge(path, budget, cost, [*told, *notes], latency.measured(path, budget))
 
 
 def _safetensors(path: Path, said: Any) -> Verdict:
@@ -168,7 +172,7 @@ def _lies(path: Path, report: Mapping[str, Any]) -> list[str]:
     if report["base"] != known.get("base"):
         lies.append("the base model's cost is another one in model.onnx")
     for row in report["budget"]:
-        value = Cost(**cost).of(row["unit"])
+        value = row["value"] if threads(row["unit"]) else Cost(**cost).of(row["unit"])
         if (row["value"], row["pass"]) != (value, value <= row["limit"]):
             lies.append(f"the row of {row['text']!r} says {row['value']:,}, {'kept' if row['pass'] else 'not kept'}")
     if report["verdict"]["code"] == 0 and any(not row["pass"] for row in report["budget"] if row["level"] == "error"):
@@ -189,27 +193,33 @@ def _missed(report: Mapping[str, Any]) -> str:
     return f"not kept: validation accuracy {reached} is below the {required} that the recipe requires."
 
 
-def _judge(path: Path, budget: Budget, cost: Cost, told: list[str]) -> Verdict:
-    kept = budget.holds(cost)
-    rows = budget.rows(cost)
+def _judge(
+    path: Path, budget: Budget, cost: Cost, told: list[str], measured: Mapping[str, Latency] | None = None
+) -> Verdict:
+    rows = budget.rows(cost, measured)
+    kept = all(row["pass"] for row in rows if row["level"] == "error")
     lines = [f"{path}: {'keeps' if kept else 'does not keep'} {', '.join(limit.text for limit in budget.limits)}."]
     for row, limit in zip(rows, budget.limits, strict=True):
-        value = cost.of(limit.unit)
+        latency = (measured or {}).get(limit.unit)
+        value = latency.median if latency else cost.of(limit.unit)
         word = "kept" if row["pass"] else "OVER" if limit.level == "error" else "over (a warning)"
         lines.append(f"{limit.text}: {word}, {show(value, limit.unit)} = {value:,} of {limit.limit:,} {limit.unit}")
+        if latency:
+            low, high = (show(time, limit.unit).partition("@")[0] for time in (latency.low, latency.high))
+            told.append(f"{latency.runs:,} runs on {latency.processor}, 80 % of them within {low} to {high}")
     return Verdict(0 if kept else 1, (*lines, *told), tuple(rows))
 
 
 def _budget(path: Path, said: Any, base: Cost | None) -> tuple[Budget, list[str]]:
     if isinstance(said, Budget):
         return said, []
-    shares = [amount.text for amount, _ in amounts(said) if amount.share is not None]
+    shares = [amount.text for amount, _ in amounts(said, finished=True) if amount.share is not None]
     if shares and base is None:
         raise UsageError(
             f"{path}: {shares[0]!r} is a share of a base model that this file does not name; write a count."
         )
     notes = [f"{', '.join(shares)}: of the base model as the metadata claims it"] if shares else []
-    return Budget.parse(said, base), notes
+    return Budget.parse(said, base, finished=True), notes
 
 
 def _claims(path: Path, claims: Any, file: "FileCost") -> tuple[Cost | None, bool]:

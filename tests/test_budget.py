@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.budget import Budget, Cost, Limit, amounts
+from compress.budget import Budget, Cost, Latency, Limit, amounts
 from compress.errors import UsageError
 from compress.units import UNITS
 
@@ -124,6 +124,45 @@ def test_a_broken_warning_is_told_and_does_not_fail() -> None:
             "text": "1000params",
         },
     ]
+
+
+def test_a_latency_is_a_warning_unless_told_otherwise() -> None:
+    time = "5ms@onnxruntime-cpu/1"
+    listed = Budget.parse(["600MACs", time, {"limit": "6ms@onnxruntime-cpu/4", "level": "error"}])
+    assert [limit.level for limit in listed.limits] == ["error", "warn", "error"]
+    assert [limit.unit for limit in listed.latencies] == ["ns@onnxruntime-cpu/1", "ns@onnxruntime-cpu/4"]
+    assert [limit.unit for limit in listed.hard] == ["MACs"]
+    assert Budget.parse(f"600MACs, {time}") == Budget.parse(["600MACs", {"limit": time}])
+
+
+def test_a_latency_decides_nothing_before_it_is_measured() -> None:
+    budget = Budget.parse(["600MACs", {"limit": "1ns@onnxruntime-cpu/1", "level": "error"}])
+    assert budget.holds(BASE)
+    assert budget.utilisation(BASE) == 0.5
+    assert [row["unit"] for row in budget.rows(BASE)] == ["MACs"]
+    _, row = budget.rows(BASE, {"ns@onnxruntime-cpu/1": Latency(3, 2, 5, 40, "a processor")})
+    assert row == {
+        "unit": "ns@onnxruntime-cpu/1",
+        "limit": 1,
+        "value": 3,
+        "utilisation": 3.0,
+        "pass": False,
+        "level": "error",
+        "text": "1ns@onnxruntime-cpu/1",
+        "spread": [2, 5],
+        "runs": 40,
+        "processor": "a processor",
+    }
+
+
+@pytest.mark.parametrize("level", ["error", "warn", None])
+def test_a_latency_alone_is_refused_with_what_to_write(level: str | None) -> None:
+    time = "5ms@onnxruntime-cpu/1"
+    said = time if level is None else [{"limit": time, "level": level}, {"limit": "1MACs", "level": "warn"}]
+    with pytest.raises(UsageError, match=r"is measured once the network is finished .* '43MFLOPs, 5ms@"):
+        Budget.parse(said)
+    if level is None:
+        assert [limit.level for limit in Budget.parse(said, finished=True).limits] == ["error"]
 
 
 def test_units_and_budgets_need_the_standard_library_only_and_recipes_no_torch() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.budget import Budget, Cost
+from compress.budget import Budget, Cost, Latency
 from compress.errors import ArtifactError
 from compress.export import report
 
@@ -19,10 +19,10 @@ BASE = Cost(params=14_990_000, macs=313_000_000, thop=314_000_000, bytes=60_000_
 CHECK = {"bytes": 2_400_000, "sha256": "0" * 64, "images": 256, "max_abs": 1e-6, "max_rel": 1e-7, "top1_equal": True}
 
 
-def build(budget: Any = "43MFLOPs", **changes: Any) -> dict[str, Any]:
+def build(budget: Any = "43MFLOPs", measured: Any = None, **changes: Any) -> dict[str, Any]:
     """A report as a run makes it; keywords replace what goes into it."""
     given: dict[str, Any] = {
-        "budget": Budget.parse(budget).rows(COST),
+        "budget": Budget.parse(budget).rows(COST, measured),
         "cost": COST,
         "base": BASE,
         "val": 0.934,
@@ -101,6 +101,25 @@ def test_a_missed_accuracy_alone_leaves_the_budget_kept():
 
 def test_an_accuracy_reached_exactly_is_reached():
     assert build(required=0.934)["verdict"]["code"] == 0
+
+
+def timed(level: str, median: int) -> dict[str, Any]:
+    latency = Latency(median, 5_100_000, 7_200_000, 331, "a processor")
+    return build(
+        ["43MFLOPs", {"limit": "5ms@onnxruntime-cpu/1", "level": level}], measured={"ns@onnxruntime-cpu/1": latency}
+    )
+
+
+@pytest.mark.parametrize(("level", "code"), [("error", 1), ("warn", 0)])
+def test_a_latency_is_told_with_its_spread_and_fails_only_where_it_was_told_to(level, code, tmp_path):
+    story = timed(level, 6_000_000)
+    assert story["verdict"]["code"] == code
+    assert story["landing"]["unit"] == "FLOPs"
+    assert ("6.0 ms@onnxruntime-cpu/1 (6,000,000) of 5ms@onnxruntime-cpu/1" in story["verdict"]["text"]) == bool(code)
+    report.save(tmp_path, story)
+    jsonschema.validate(json.loads((tmp_path / "report.json").read_text()), report.SCHEMA)
+    assert "median of 331 runs, 80 % within 5.1 ms to 7.2 ms" in (tmp_path / "report.md").read_text()
+    assert timed("error", 5_000_000)["verdict"] == build()["verdict"]
 
 
 def test_a_broken_warning_does_not_spoil_the_verdict():

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.errors import UsageError
-from compress.units import LARGEST, UNITS, Quantity, exact, parse, parse_list, show
+from compress.units import LARGEST, UNITS, Quantity, exact, parse, parse_list, show, threads
 
 PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 always = settings(deadline=None, derandomize=True, max_examples=300)
@@ -123,6 +123,60 @@ def test_what_is_no_amount_is_refused_with_what_to_write(text: str, says: str) -
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("5ms@onnxruntime-cpu/1", 5_000_000, "ns@onnxruntime-cpu/1"),
+        ("<= 0.25 ms @ onnxruntime-cpu / 4", 250_000, "ns@onnxruntime-cpu/4"),
+        ("1.5s@onnxruntime-cpu/16", 1_500_000_000, "ns@onnxruntime-cpu/16"),
+        ("80us@onnxruntime-cpu/1", 80_000, "ns@onnxruntime-cpu/1"),
+        ("7 ns@onnxruntime-cpu/1", 7, "ns@onnxruntime-cpu/1"),
+    ],
+)
+def test_a_time_is_read_in_whole_nanoseconds(text: str, value: int, unit: str) -> None:
+    assert parse(text) == Quantity(value, None, unit, text)
+    assert parse(exact(value, unit)).value == value
+    assert threads(unit) == int(unit.rpartition("/")[2])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("5ms", "a time needs the runtime that takes it; write '5ms@onnxruntime-cpu/1' (1 thread)"),
+        ("5 ms @", "write '5ms@onnxruntime-cpu/1'"),
+        ("5ms onnxruntime-cpu/1", "write '5ms@onnxruntime-cpu/1'"),
+        ("5s@tensorrt", "only onnxruntime-cpu is measured here; write '5s@onnxruntime-cpu/1'"),
+        ("5ms@onnxruntime-gpu/1", "only onnxruntime-cpu is measured here"),
+        ("5ms@onnxruntime-cpu", "the number of threads is from 1 to 999; write '5ms@onnxruntime-cpu/1'"),
+        ("5ms@onnxruntime-cpu/0", "the number of threads is from 1 to 999"),
+        ("5ms@onnxruntime-cpu/two", "the number of threads is from 1 to 999"),
+        ("5 m", "has no unit; write '5 MMACs', '5 Mparams', '5 MFLOPs' or '5 MB'; a time is '5ms@onnxruntime-cpu/1'"),
+        ("0.5ns@onnxruntime-cpu/1", "not a whole number of ns"),
+        ("0ms@onnxruntime-cpu/1", "zero"),
+        ("50%@onnxruntime-cpu/1", "a time has no share"),
+        ("50%ms", "a time has no share"),
+        ("5ms@onnxruntime-cpu/1, 6ms@onnxruntime-cpu/1", "Two limits in ns@onnxruntime-cpu/1"),
+    ],
+)
+def test_a_time_without_its_runtime_or_threads_is_refused_with_what_to_write(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_list(text)
+    assert says in str(refused.value)
+
+
+def test_a_time_is_shown_in_the_unit_that_fits() -> None:
+    unit = "ns@onnxruntime-cpu/4"
+    shown = [show(value, unit) for value in (7, 999, 5_123_456, 80_000, 2 * 10**9)]
+    assert [text.removesuffix("@onnxruntime-cpu/4") for text in shown] == [
+        "7 ns",
+        "999 ns",
+        "5.123 ms",
+        "80.0 us",
+        "2.0 s",
+    ]
+    assert [threads(unit) for unit in UNITS] == [None] * len(UNITS)
+
+
 def test_something_that_is_not_text_is_refused() -> None:
     with pytest.raises(UsageError, match="43 is not an amount"):
         parse(43)  # type: ignore[arg-type]
@@ -204,7 +258,20 @@ def test_decimals_and_prefixes_multiply_out_or_are_refused(digits: int, places: 
 
 
 near_miss = st.lists(
-    st.sampled_from([*"0123456789.eE+-%@<=, \t\n\0kKMGTmiBb/", "FLOPs", "MACs", "params", "FLOPS", "nan", "inf", "²"])
+    st.sampled_from(
+        [
+            *"0123456789.eE+-%@<=, \t\n\0kKMGTmiBb/",
+            "FLOPs",
+            "MACs",
+            "params",
+            "FLOPS",
+            "nan",
+            "inf",
+            "²",
+            "s",
+            "@onnxruntime-cpu/",
+        ]
+    )
 ).map("".join)
 
 
@@ -218,4 +285,4 @@ def test_any_text_is_read_or_refused_and_nothing_else(text: str) -> None:
     for quantity in said:
         assert (quantity.value is None) != (quantity.share is None)
         assert 0 < (quantity.value or quantity.share or 0) <= LARGEST
-        assert quantity.unit in UNITS
+        assert quantity.unit in UNITS or threads(quantity.unit)

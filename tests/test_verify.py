@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from compress.budget import Budget, Cost
 from compress.errors import UsageError
-from compress.export import onnx_file, report
+from compress.export import latency, onnx_file, report
 from compress.export.verify import digest, verify
 
 MACS = 4 * 36 * 27 + 144 * 10  # a 3x3 convolution of 3 to 4 channels on 8x8 images, then 144 to 10
@@ -127,6 +127,40 @@ def test_what_is_claimed_is_said_to_be_claimed(file):
 def test_a_budget_object_serves_as_well_as_a_text(file):
     budget = Budget.parse(f"{MACS}MACs")
     assert verify(file, budget) == verify(file, f"{MACS}MACs")
+
+
+def test_a_latency_is_measured_on_the_file_and_told_with_its_spread(file):
+    verdict = verify(file, f"{MACS}MACs, 10s@onnxruntime-cpu/1, 1ns@onnxruntime-cpu/2")
+    assert verdict.code == 0
+    assert [row["pass"] for row in verdict.rows] == [True, True, False]
+    _, row, _ = verdict.rows
+    assert row["spread"][0] <= row["value"] <= row["spread"][1]
+    assert row["runs"] >= latency.RUNS
+    assert row["processor"]
+    assert sum("over (a warning)" in line for line in verdict.lines) == 1
+    assert sum("80 % of them within" in line for line in verdict.lines) == 2
+
+
+def test_a_latency_that_is_all_that_is_asked_decides(file):
+    assert verify(file, "1ns@onnxruntime-cpu/1").code == 1
+
+
+def test_a_file_that_onnxruntime_cannot_run_is_4(tmp_path):
+    verdict = verify(write(tmp_path / "magic.onnx", kind="Magic"), "5ms@onnxruntime-cpu/1")
+    assert verdict.code == 4
+    assert "its latency cannot be measured" in verdict.lines[0]
+
+
+def test_without_a_latency_nothing_is_run(file):
+    code = f"""
+import sys
+from compress.export.verify import verify
+assert verify({str(file)!r}, "{MACS}MACs").code == 0
+assert not {{"torch", "onnxruntime"}} & set(sys.modules)
+assert verify({str(file)!r}, "10s@onnxruntime-cpu/1").code == 0
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_a_verdict_is_plain_json(file):

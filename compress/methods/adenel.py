@@ -285,10 +285,10 @@ def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budge
     long before the others.
     """
     rows, steps, cost = [price.spaces.index(name) for name in ready], price.steps(widths), price.cost(widths)
-    limits = [limit for limit in budget.limits if limit.level == "error"]
-    left = [(*COLUMNS[limit.unit], max(1, limit.limit - cost.of(limit.unit))) for limit in limits]
+    left = [(*COLUMNS[limit.unit], max(1, limit.limit - cost.of(limit.unit))) for limit in budget.hard]
     strain = np.stack([steps[rows][:, columns].max(1) * times / rest for columns, times, rest in left], axis=1)
-    weights = np.full(len(limits), 1 / len(limits))
+    strain += strain.max() * 1e-6  # what is free of charge is not to grow without end
+    weights = np.full(len(left), 1 / len(left))
     for _ in range(BALANCING):
         used = (strain / (strain @ weights)[:, None]).mean(0)  # of each limit, if every space took one share
         weights = weights * used / (weights @ used)
