@@ -205,7 +205,7 @@ def main(ctx: click.Context) -> None:
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
-@main.command()
+@main.command(short_help="Train, finalize and export what a recipe says.")
 @click.argument("recipe")
 @_budget
 @click.option("--out", help=_new_folder.format("RECIPE"))
@@ -238,7 +238,7 @@ def run(
     return _say_result(result.folder, result.report, as_json)
 
 
-@main.command()
+@main.command(short_help="Say what a recipe would do; trains nothing.")
 @click.argument("recipe")
 @_budget
 @_set
@@ -262,7 +262,7 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bo
     return 0
 
 
-@main.command()
+@main.command(short_help="Finalize, check and export a network from elsewhere.")
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.option("--weights", required=True, help="A .safetensors file, or a state_dict that torch.save wrote.")
 @click.option("--budget", required=True, metavar="LIMITS", help=f"What it must keep: {_LIMITS}.")
@@ -285,7 +285,7 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
     return _say_result(result.folder, result.report, as_json)
 
 
-@main.command()
+@main.command(short_help="Check a file or folder against a budget.")
 @click.argument("path")
 @click.option("--budget", metavar="LIMITS", help=f"What it must keep: {_LIMITS}.")
 @_json
@@ -303,7 +303,7 @@ def verify(path: str, budget: str | None, as_json: bool) -> int:
     return verdict.code
 
 
-@main.command()
+@main.command(short_help="Print the report of a finished run.")
 @click.argument("folder")
 @_json
 def report(folder: str, as_json: bool) -> int:
@@ -321,7 +321,7 @@ def report(folder: str, as_json: bool) -> int:
     return 0
 
 
-@main.command()
+@main.command(short_help="Print the JSON Schema of recipes or reports.")
 @click.argument("what", type=click.Choice(["recipe", "report"]), default="recipe")
 def schema(what: str) -> int:
     """Print the JSON Schema of recipes or of report.json, for editors and other people's tools."""
@@ -336,7 +336,7 @@ def schema(what: str) -> int:
     return 0
 
 
-@main.command()
+@main.command(short_help="Write a first recipe from a model and data.")
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.argument("data")
 @click.option(

@@ -76,7 +76,11 @@ def deliver(
     validation = (x.to("cpu") for x, _ in data.split("val"))
     structure = Structure(said.model.factory, said.model.args)
     compact = finalize(model, data.shape, structure, validation, top1=bool(data.classes))
-    cost, planned = compact.cost, story.planned
+    cost, planned, notes = compact.cost, story.planned, list(story.notes)
+    if planned and compact.removed:
+        count, where = sum(compact.removed.values()), ", ".join(compact.removed)
+        notes.append(f"{count} channels that compute nothing were cut, of {where}")
+        tell("warning", text=notes[-1])
     if planned and not compact.removed and (cost.params, cost.macs) != (planned.params, planned.macs):
         raise ArtifactError(f"the finished network costs {cost}, but was planned to cost {planned}")
     network = compact.model.to(data.device)
@@ -127,7 +131,7 @@ def deliver(
         command=report.portable(story.command),
         seconds=clock(),
         resumed_from=story.resumed,
-        notes=[*story.notes, *story.full.notes, *unseen(compact.model, data.shape)],
+        notes=[*notes, *story.full.notes, *unseen(compact.model, data.shape)],
     )
     report.save(folder, told)
     return told

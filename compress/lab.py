@@ -22,7 +22,7 @@ from compress.settings import Recipe
 from compress.surgery import Columns, Surgeon
 from compress.task import Task, task_of
 from compress.trace import Shape
-from compress.train import Score, Trained, memory_format_of, place, precision_of, score, train
+from compress.train import Score, Trained, memory_format_of, place, precision_of, runs_in_channels_last, score, train
 
 S = TypeVar("S")
 
@@ -112,7 +112,15 @@ class Lab:
     @property
     def layout(self) -> str:
         """channels_last or contiguous: how weights of the present widths lie in memory."""
-        return memory_format_of(self.recipe.train.memory_format, self.device, self.model)
+        said = self.recipe.train.memory_format
+        if said == "auto" and not self._layouts_are_free:
+            return "contiguous"
+        return memory_format_of(said, self.device, self.model)
+
+    @cached_property
+    def _layouts_are_free(self) -> bool:
+        """Whether the model trains in either layout; widths do not change that, so it is tried once."""
+        return runs_in_channels_last(self.model, self.shape, self.device)
 
     def cost(self) -> Cost:
         """The present cost, by formula; equal to a count of the model."""

@@ -81,6 +81,12 @@ class Adenel(Keys):
     tune: Tune = Tune()
     """Training after growing ended."""
 
+    @model_validator(mode="after")
+    def _trains_what_it_grows(self) -> Self:
+        if self.tune.epochs == 0:
+            raise ValueError("the last growth would never be trained with tune.epochs: 0; write at least 1")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _published(cls, said: object) -> object:

@@ -102,7 +102,7 @@ def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: M
 def full_model(said: Recipe) -> nn.Module:
     """The full network with the weights that the recipe names, else with those of its factory."""
     model = construct(said.model.factory, said.model.args, said.folder)
-    if said.model.weights is not None:
+    if said.model.weights is not None and method_of(said).keeps_weights:  # else the plan refuses them
         path = said.folder / Path(said.model.weights).expanduser()
         fill(model, read_weights(path), exact=True)
     return model

@@ -126,7 +126,7 @@ def _load(file: str) -> tuple[dict[str, Any], dict[Keys, str]]:
         with open(file, "rb") as stream:
             raw = stream.read(_LARGEST + 1)
     except FileNotFoundError:
-        hint = _nearest(Path(file).name, _recipes_beside(Path(file))) or "write the path of a .yaml file."
+        hint = _nearest(Path(file).name, _recipes_beside(Path(file)), 0.75) or "write the path of a .yaml file."
         raise UsageError(f"{file}: no such file; {hint}") from None
     except IsADirectoryError:
         raise UsageError(f"{file}: a folder; write the path of a .yaml file in it.") from None
@@ -319,8 +319,8 @@ def _schema_of(loc: tuple[int | str, ...]) -> dict[str, Any]:
     return here
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+def _nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"did you mean '{close[0]}'?" if close else ""
 
 

@@ -73,14 +73,20 @@ def run(
     options = {"--budget": budget, "--out": out, "--device": None if device == "auto" else device}
     command = ["compress", "run", f"{name}.yaml"] + [f"{key}={value}" for key, value in options.items() if value]
     command += [f"--set={key}={value}" for key, value in (overrides or {}).items()] + ["--resume"] * resume
-    with claim(target, resume=resume) as work, _stoppable(), _clean(work, target):
-        lab, planned = prepare(said, device, tell)
+    with _stoppable() as stop, claim(target, resume=resume) as work, _clean(work, target):
+
+        def heard(kind: str, /, **told: Any) -> None:
+            stop.check()
+            tell(kind, **told)
+
+        lab, planned = prepare(said, device, heard)
         if resume and not (work / checkpoint.FILE).exists():
             tell("warning", text=f"nothing was saved in {work}: starting afresh")
-        resumed = develop(lab, method_of(said), work, tell)
+        resumed = develop(lab, method_of(said), work, heard)
         story = tell_story(lab, planned, resumed, shlex.join(command))
         result = _empty(work / RESULT)
-        told = deliver(lab.model, said, lab.data, lab.budget, result, story, lambda: time.monotonic() - started, tell)
+        told = deliver(lab.model, said, lab.data, lab.budget, result, story, lambda: time.monotonic() - started, heard)
+        stop.check()
         publish(work, result, target)
     return Result(target, told)
 
@@ -249,19 +255,34 @@ def _clean(work: Path, target: Path) -> Iterator[None]:
         shutil.rmtree(work / RESULT, ignore_errors=True)
 
 
+class _Stop:
+    """Whether SIGINT or SIGTERM came. What it interrupts may take the exception for its own, so the flag decides."""
+
+    asked = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.asked = True
+        self.check()
+
+    def check(self) -> None:
+        """Raise Interrupted where a signal came."""
+        if self.asked:
+            raise Interrupted("stopped; --resume goes on from the last checkpoint")
+
+
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM end the run with `Interrupted`; what was saved stays."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Interrupted("stopped; --resume goes on from the last checkpoint")
-
+def _stoppable() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM end the run with `Interrupted`, whatever becomes of the exception; what was saved stays."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
+    except Exception:
+        stop.check()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

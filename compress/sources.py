@@ -150,6 +150,8 @@ def read_folder(root: Path, *, size: int | None, workers: int, device: torch.dev
         if (root / split).is_dir()
     }
     classes = tuple(listed.get("train", ()))
+    if not root.is_dir():
+        raise UsageError(f"data.path: there is no folder {root}.")
     if not classes:
         raise UsageError(f"data.path: {root} has no classes; expected images as train/CLASS/NAME.png (or .jpg, ...).")
     for split, by_class in listed.items():
@@ -193,8 +195,11 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
         with path.open("rb") as opened:  # opened here, as numpy leaves a broken file open
             file = np.load(opened, allow_pickle=False)
             arrays = {key: np.asarray(file[key]) for key in file} if isinstance(file, np.lib.npyio.NpzFile) else {}
+    except FileNotFoundError:
+        raise UsageError(f"data.path: there is no file {path}.") from None
     except Exception as error:  # a header goes through Python's own parser, and its errors are of every kind
-        raise UsageError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
+        told = "it is damaged or something else" if "pickle" in str(error) else str(error)  # numpy takes junk for one
+        raise UsageError(f"{path} cannot be read as an .npz file of plain arrays: {told}") from error
     keys = set(arrays)
     if not must <= keys <= must | may or len(keys & may) == 1:
         raise UsageError(
@@ -273,7 +278,7 @@ def _check_labels(where: str, split: str, x: NDArray[Any], y: NDArray[Any], coun
     count = count or len(seen)
     if seen[0] < 0 or seen[-1] >= count:
         raise UsageError(
-            f"{where}: y_{split} goes from {seen[0]} to {seen[-1]}, but y_train has {count} different labels; they "
-            f"must be 0 to {count - 1}."
+            f"{where}: y_{split} goes from {seen[0]} to {seen[-1]}, but y_train has {count} different labels; labels "
+            "are 0, 1, 2 and so on, each of them in y_train."
         )
     return count

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress.data import Data, seed_of
 from compress.errors import UsageError
 from compress.task import Task, classification
+from compress.trace import Shape, copied, each, flat
 
 TELL_EVERY = 0.5  # seconds from one report of progress to the next; on a GPU also from one look at the losses
 BF16_MACS = 250_000  # of one image; below this, casting costs what the faster arithmetic saves
@@ -202,19 +203,53 @@ def precision_of(precision: str, device: torch.device, macs: int) -> str:
 
 
 def memory_format_of(memory_format: str, device: torch.device, model: nn.Module) -> str:
-    """Resolve "auto" to "channels_last" or "contiguous".
+    """Resolve "auto" to "channels_last" or "contiguous", for a model that `runs_in_channels_last`.
 
     channels_last wins on GPUs and on one CPU thread. With more threads torch's channels_last batch norm sums gradients
     into one row of `width` floats per thread, and rows that share a 64-byte cache line are slowed 3 to 13 times: it
     wins there only if all widths are multiples of 16. (13 layers 8 wide on 2 threads: 42 ms a step against 20 ms
     contiguous; 16 wide: 23 against 35 ms.)
+
+    Raises UsageError for "channels_last" on a CPU with a strided 1x1 convolution: see `strided_points`.
     """
+    if memory_format == "channels_last" and device.type == "cpu" and (bad := strided_points(model)):
+        raise UsageError(
+            f"train.memory_format: channels_last on a CPU can corrupt memory in the backward pass of {bad}, a 1x1 "
+            "convolution with a stride (a fault of torch); write auto or contiguous"
+        )
     if memory_format != "auto":
         return memory_format
     if device.type == "cpu" and torch.get_num_threads() > 1:
         shared = any(m.num_features % 16 for m in model.modules() if isinstance(m, _BatchNorm))
         return "contiguous" if shared else "channels_last"
     return "channels_last" if device.type in ("cpu", "cuda") else "contiguous"
+
+
+def strided_points(model: nn.Module) -> str | None:
+    """The first 1x1 convolution with a stride, by name.
+
+    Its backward pass in channels_last writes outside of its memory where it has few channels (torch 2.15 with oneDNN,
+    4 channels, stride 2, on a processor with AVX2): the process dies, sooner or later.
+    """
+    for name, module in model.named_modules():
+        points = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and set(module.kernel_size) == {1}
+        if points and max(module.stride) > 1:
+            return name or type(module).__name__
+    return None
+
+
+def runs_in_channels_last(model: nn.Module, shape: Shape, device: torch.device) -> bool:
+    """Whether a copy of the model can be trained in that layout: x.view() after a convolution, for one, cannot."""
+    if device.type == "cpu" and strided_points(model):
+        return False
+    trial = copied(model, lambda tensor: tensor.clone()).to(device).to(memory_format=torch.channels_last).train()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        try:
+            outputs = flat(trial(*(torch.zeros(2, *one, device=device) for one in each(shape))))
+            sum(out.sum() for out in outputs if out.requires_grad).backward()  # type: ignore[union-attr]
+        except Exception:
+            return False
+    return True
 
 
 def _computes_bf16(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compress.diiss import DIISS
 from compress.errors import UsageError
 from compress.lab import Lab
-from compress.method_settings import PUBLISHED, Adenel
+from compress.method_settings import PUBLISHED, Adenel, Tune
 from compress.methods.adenel import AdeNeL, State
 from compress.plan import method_of
 from compress.run import develop, prepare
@@ -106,8 +106,12 @@ def test_a_budget_smaller_than_the_seed_starts_landed(build: Build) -> None:
     assert (state.phase, state.why) == ("tune", "the seed fills the budget")
     assert 0.99 <= lab.budget.utilisation(lab.cost()) <= 1
     assert not coupled(lab)
-    lab, method = build(args=DEEP, seed_width=16, budget_=f"{seed.params // 2}params", tune={"epochs": 0})
-    assert method.done(lab, method.init(lab)) == "the seed fills the budget"
+
+
+def test_a_growth_that_would_never_be_trained_is_refused() -> None:
+    """Its columns are zero still, so that finalization would cut it away again and leave the budget unfilled."""
+    with pytest.raises(ValueError, match="the last growth would never be trained"):
+        Adenel(tune=Tune(epochs=0))
 
 
 def test_a_model_without_convolutions_that_can_grow_is_refused(build: Build, tmp_path: Path) -> None:

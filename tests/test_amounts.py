@@ -44,6 +44,8 @@ def test_amounts_are_the_naive_formulas(
     for name in ready:
         more = price.cost({**widths, name: widths[name] + 1}) - now
         strain[name] = [m / max(1, rest) for m, rest in zip((more.macs, more.bytes, more.params), left, strict=True)]
+    least = max(max(of) for of in strain.values()) / 10_000
+    strain = {name: [max(s, least) for s in of] for name, of in strain.items()}
     weights = [1 / 3, 1 / 3, 1 / 3]
     for _ in range(50):  # a limit that equal shares would strain more than the others weighs more
         shares = {name: sum(map(operator.mul, weights, of)) for name, of in strain.items()}

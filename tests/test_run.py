@@ -239,6 +239,24 @@ def test_signals_end_a_run_with_interrupted_and_leave_what_was_saved(ends: Ends)
     assert not (ends.folder / "interrupted.partial").exists()  # it had saved nothing
 
 
+@pytest.mark.parametrize("becomes", [None, ArtifactError("the network cannot be traced: stopped")])
+def test_a_signal_counts_whatever_the_interrupted_code_makes_of_it(tmp_path: Path, becomes: Exception | None) -> None:
+    """Exporters and serializers take any exception for their own: swallow it, or raise another in its place."""
+
+    def tell(kind: str, /, **said: object) -> None:
+        if kind == "developed":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except Interrupted:
+                if becomes is not None:
+                    raise becomes from None
+
+    with pytest.raises(Interrupted, match="stopped; --resume"):
+        run(recipe(), out=tmp_path / "out", tell=tell)
+    assert not (tmp_path / "out").exists()
+    assert run(recipe(), out=tmp_path / "out", resume=True).code == 0
+
+
 def test_resume_on_a_finished_folder_checks_it_and_returns(finished: Finished, tmp_path: Path) -> None:
     folder, told = finished.result.folder, []
     again = run(recipe(), out=folder, resume=True, tell=lambda kind, /, **said: told.append((kind, said["text"])))

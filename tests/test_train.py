@@ -309,6 +309,38 @@ def test_auto_layout_is_channels_last_unless_threads_would_share_cache_lines(thr
     assert train.memory_format_of("auto", torch.device("cuda"), odd) == "channels_last"
 
 
+class Viewed(nn.Module):
+    """Flattens as most people do, which works in one layout only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(x.shape[0], -1))  # type: ignore[no-any-return]
+
+
+def test_a_model_that_channels_last_would_break_trains_in_the_other_layout() -> None:
+    """Some break with an error in forward(), and strided 1x1 convolutions with corrupted memory in torch itself."""
+    strided = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1, stride=2), nn.Flatten(), nn.Linear(36, 10))
+    assert train.runs_in_channels_last(tiny(), (1, 8, 8), CPU)
+    assert not train.runs_in_channels_last(Viewed(), (1, 8, 8), CPU)
+    assert not train.runs_in_channels_last(strided, (1, 8, 8), CPU)
+    with pytest.raises(UsageError, match=r"can corrupt memory in the backward pass of 1, .* write auto or contiguous"):
+        train.memory_format_of("channels_last", CPU, strided)
+    assert train.memory_format_of("channels_last", torch.device("cuda"), strided) == "channels_last"
+
+
+def test_trying_a_layout_changes_nothing() -> None:
+    model, twin = tiny(), tiny()
+    before = torch.get_rng_state()
+    train.runs_in_channels_last(model, (1, 8, 8), CPU)
+    assert equal(model, twin)
+    assert model[0].weight.is_contiguous()
+    assert model[0].weight.grad is None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_layout_changes_strides_and_not_the_function(digits: data.Data) -> None:
     model = tiny().eval()
     x, _ = next(digits.split("val"))

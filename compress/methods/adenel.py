@@ -31,6 +31,7 @@ from compress.method_settings import Adenel
 from compress.price import Price
 from compress.train import lr_at
 
+LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end
 BALANCING = 50  # steps to the prices of several limits; they settle within a few
 
 
@@ -74,7 +75,7 @@ class AdeNeL:
         seeds = self.seed_widths(graph)
         if not lab.budget.holds(graph.price.cost(seeds)):  # too small a budget to grow in: the seed itself is landed
             seeds = land(graph.price, self.floor_widths(graph), seeds, lab.budget, align=self.align)
-            state = replace(state, phase=self._after_growing(lab), why="the seed fills the budget")
+            state = replace(state, phase="tune", why="the seed fills the budget")
         lab.resize(seeds)
         lab.refill()
         self.ready(lab, state)
@@ -222,11 +223,8 @@ class AdeNeL:
     def _couples(self, phase: str) -> bool:
         return phase == "grow" or self.settings.preset == "published"  # there, tuning goes on with DI-ISS
 
-    def _after_growing(self, lab: Lab) -> str:
-        return "tune" if self._tuning(lab) else "done"
-
     def _end_growing(self, lab: Lab, state: State) -> State:
-        state = replace(state, phase=self._after_growing(lab), at=0)
+        state = replace(state, phase="tune", at=0)
         for group in lab.optimizer.param_groups:
             group["couple"] = self._couples(state.phase)
         if self._couples(state.phase):
@@ -236,7 +234,7 @@ class AdeNeL:
     # tuning
 
     def _tuning(self, lab: Lab) -> int:
-        return round(self.settings.tune.epochs * lab.data.steps_per_epoch)
+        return max(1, round(self.settings.tune.epochs * lab.data.steps_per_epoch))
 
     def _tune(self, lab: Lab, state: State) -> State:
         tune, total = self.settings.tune, self._tuning(lab)
@@ -287,7 +285,7 @@ def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budge
     rows, steps, cost = [price.spaces.index(name) for name in ready], price.steps(widths), price.cost(widths)
     left = [(*COLUMNS[limit.unit], max(1, limit.limit - cost.of(limit.unit))) for limit in budget.hard]
     strain = np.stack([steps[rows][:, columns].max(1) * times / rest for columns, times, rest in left], axis=1)
-    strain += strain.max() * 1e-6  # what is free of charge is not to grow without end
+    strain = np.maximum(strain, strain.max() / LEAST)
     weights = np.full(len(left), 1 / len(left))
     for _ in range(BALANCING):
         used = (strain / (strain @ weights)[:, None]).mean(0)  # of each limit, if every space took one share
