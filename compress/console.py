@@ -362,7 +362,7 @@ def _nets(plan: "Plan") -> dict[str, "Cost"]:
 
 def _used(row: Mapping[str, Any], nets: Mapping[str, "Cost"]) -> list[str]:
     shares = [row["used"][net] for net in nets]
-    return ["measured at the end" if share is None else percent(share) for share in shares]
+    return ["measured" if share is None else percent(share) for share in shares]
 
 
 def _counter(row: Mapping[str, Any]) -> str:

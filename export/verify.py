@@ -206,7 +206,9 @@ def _judge(
         lines.append(f"{limit.text}: {word}, {show(value, limit.unit)} = {value:,} of {limit.limit:,} {limit.unit}")
         if latency:
             low, high = (show(time, limit.unit).partition("@")[0] for time in (latency.low, latency.high))
-            told.append(f"{latency.runs:,} runs on {latency.processor}, 80 % of them within {low} to {high}")
+            told.append(
+                f"{limit.text}: {latency.runs:,} runs on {latency.processor}, 80 % of them within {low} to {high}"
+            )
     return Verdict(0 if kept else 1, (*lines, *told), tuple(rows))
 
 

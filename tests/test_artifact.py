@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from compress.budget import Budget, Cost
+from compress.budget import Budget, Cost, Latency
 from compress.cost import measure
 from compress.errors import ArtifactError, UsageError
-from compress.export import artifact, onnx_file
+from compress.export import artifact, latency, onnx_file
 from compress.export.verify import digest, verify
 from compress.finalize import Compact
 from compress.structure import Structure, construct
@@ -63,8 +64,14 @@ def compact(factory: str, model: nn.Module, args: dict) -> Compact:
 
 
 def write(folder: Path, net: Compact, **options: object) -> artifact.Written:
-    given = {"mean": MEAN, "std": STD, "classes": "abcde", "recipe_text": f"data: {{path: {folder}/x.npz}}\n"}
-    return artifact.write(net, folder, budget=Budget.parse("9MMACs"), base=BASE, images=IMAGES, **(given | options))
+    given = {
+        "budget": Budget.parse("9MMACs"),
+        "mean": MEAN,
+        "std": STD,
+        "classes": "abcde",
+        "recipe_text": f"data: {{path: {folder}/x.npz}}\n",
+    }
+    return artifact.write(net, folder, base=BASE, images=IMAGES, **(given | options))
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +168,31 @@ def test_the_cost_is_confirmed_on_the_files(net, written):
     # both batch norms are folded: their weights and biases go, and a bias appears at each convolution
     assert (counted.macs, counted.params) == (net.cost.macs, net.cost.params - (5 + 7))
     assert found.rows == Budget.parse("9MMACs").rows(found.cost)
+
+
+def test_of_two_counts_of_the_peak_of_activations_the_larger_is_written(net, written, tmp_path):
+    counted = onnx_file.count(written[0] / "model.onnx").memory
+    assert written[1].cost.memory == net.cost.memory == counted
+    for ours, told in ((counted - 4, counted), (counted + 4, counted + 4)):
+        other = replace(net, cost=replace(net.cost, memory=ours))
+        rest = tmp_path, Budget.parse("9MMACs"), BASE, written[1].preprocessing
+        assert artifact._save_models(artifact._plain(net.model), other, *rest).memory == told
+        assert [verify(tmp_path / "model.onnx", f"{n}B@activations").code for n in (told, told - 1)] == [0, 1]
+
+
+def test_latencies_are_measured_once_all_files_are_written(net, tmp_path, monkeypatch):
+    asked = []
+
+    def measure(path, threads):
+        asked.append((threads, sorted(p.name for p in path.parent.iterdir())))
+        return Latency(7, 5, 9, 30, "a processor")
+
+    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr(artifact, "read_back", lambda *_: {})
+    budget = Budget.parse("9MMACs, 5ns@onnxruntime-cpu/2, 7ns@onnxruntime-cpu/4")
+    found = write(tmp_path, net, budget=budget)
+    assert asked == [(threads, sorted([*artifact.MODELS, "recipe.yaml"])) for threads in (2, 4)]
+    assert [(row["value"], row["pass"]) for row in found.rows[1:]] == [(7, False), (7, True)]
 
 
 def test_a_written_network_can_be_verified_without_any_of_this(written):

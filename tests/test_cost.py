@@ -251,9 +251,9 @@ def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
     exported = torch.onnx.export(model.eval(), (torch.rand(2, *shape),), dynamic_shapes=axes, **options)
     assert exported is not None
     said = {
-        "base": {"params": 10**7, "macs": 10**9, "thop": 10**9, "bytes": 10**8},
+        "base": {"params": 10**7, "macs": 10**9, "thop": 10**9, "bytes": 10**8, "memory": 10**8},
         "budget": 3 * [{"unit": "FLOPs@2", "limit": 10**7, "text": "10 MFLOPs@2", "level": "error"}],
-        "claims": {"params": 10**7, "macs": 10**9, "thop": 10**9},
+        "claims": {"params": 10**7, "macs": 10**9, "thop": 10**9, "memory": 10**8},
         "preprocessing": {
             "layout": "NCHW", "shape": list(shape), "range": [0, 255], "mean": [1 / 3] * 3, "std": [1 / 3] * 3,
             "baked": True, "classes": ["automobile"] * 10},

@@ -25,6 +25,7 @@ from compress.models import vgg
 from compress.plan import method_of, plan
 from compress.run import Result, develop, prepare, run
 from compress.settings import Recipe
+from compress.units import MEMORY, UNITS, show
 
 ROOT = Path(__file__).resolve().parent.parent
 NET: dict[str, Any] = {"widths": [16, 24], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8}
@@ -313,6 +314,20 @@ def test_a_budget_below_the_floor_is_refused_before_any_images_are_needed(tmp_pa
     least, whole = 9 * 64 + 9 * 16 + 10, 16 * 9 * 64 + 24 * 16 * 9 * 16 + 240
     share = least / (whole // 2)
     assert plan(recipe(budget="50%MACs")).verdict() == f"feasible: the smallest network takes {share:.1%} of the budget"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_budget_below_the_floor_in_any_unit_is_refused_with_the_floor_and_what_holds_it_up(unit: str) -> None:
+    half = plan(recipe(budget=f"50% {unit}"))
+    floor = half.floor.of(unit)
+    assert (half.feasible, half.budget.limits[0].limit) == (True, half.base.of(unit) // 2)
+    assert plan(recipe(budget=f"{floor} {unit}")).feasible
+    with pytest.raises(Infeasible) as refused:
+        plan(recipe(budget=f"{floor - 1} {unit}")).refuse()
+    said = f"The budget is below the floor: {floor - 1} {unit} is less than {show(floor, unit)}, the smallest network"
+    assert str(refused.value).startswith(said)
+    assert str(refused.value).endswith("; what keeps its width: classifier.linear1 (10).")
+    assert ("(most activations live at features.conv1)" in str(refused.value)) == (unit == MEMORY)
 
 
 NARROW_OUTPUT = {"factory": "compress.models:vgg", "args": {**NET, "classes": 9}}
