@@ -131,7 +131,7 @@ def deliver(
         command=report.portable(story.command),
         seconds=clock(),
         resumed_from=story.resumed,
-        notes=[*notes, *story.full.notes, *unseen(compact.model, data.shape)],
+        notes=[*notes, *story.full.notes, *unseen(compact.model, data.shape), *written.notes],
     )
     report.save(folder, told)
     return told

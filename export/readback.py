@@ -1,11 +1,14 @@
 """One model file, run in a process of its own as its user would run it: readback.py FILE INPUTS.npy OUTPUTS.npy
 
 Run as a script, never imported: model.onnx meets onnxruntime and no torch, model.pt2 meets torch and none of our code,
-model.safetensors meets `compress.load`. Inputs float32 [n, C, H, W], outputs float32 [n, classes].
+model.safetensors meets `compress.load`, model.py meets torch, safetensors and nothing else. Inputs
+float32 [n, C, H, W], outputs float32 [n, classes].
 """
 
+import runpy
 import sys
 from collections.abc import Callable
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,24 @@ def _weights(path: Path) -> Run:
     return _torch(load(path.parent, trust=True))  # its own run chose this factory
 
 
+def _source(path: Path) -> Run:
+    import safetensors.torch  # noqa: F401
+    import torch  # noqa: F401
+
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, _Only]
+    return _torch(runpy.run_path(str(path))["load"]())  # leaves no compiled file beside it, as an import would
+
+
+class _Only(PathFinder):
+    """Finds nothing but Python's own modules, torch and safetensors; what these two need is imported before."""
+
+    @classmethod
+    def find_spec(cls, fullname: str, *args: Any) -> Any:
+        """Look for a module as always, if it is one of those."""
+        allowed = {*sys.stdlib_module_names, "numpy", "safetensors", "torch"}
+        return super().find_spec(fullname, *args) if fullname.partition(".")[0] in allowed else None
+
+
 def _torch(module: Any) -> Run:
     import torch
 
@@ -50,7 +71,7 @@ def _torch(module: Any) -> Run:
 
 
 def _main(path: Path, inputs: Path, outputs: Path) -> None:
-    run = {".onnx": _onnx, ".pt2": _program, ".safetensors": _weights}[path.suffix](path)
+    run = {".onnx": _onnx, ".pt2": _program, ".safetensors": _weights, ".py": _source}[path.suffix](path)
     images = np.load(inputs)
     # A batch of one, then many, and whatever is left: the batch must be free.
     parts = [run(images[:1]), *(run(images[at : at + 64]) for at in range(1, len(images), 64))]

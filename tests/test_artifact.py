@@ -106,7 +106,12 @@ def logits(model: nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
 
 def test_every_file_computes_what_the_network_computes(written):
     folder, found = written
-    assert sorted(found.parity) == sorted(path.name for path in folder.glob("model.*")) == sorted(artifact.MODELS)
+    assert (
+        sorted(found.parity)
+        == sorted(path.name for path in folder.glob("model.*"))
+        == sorted([*artifact.MODELS, "model.py"])
+    )
+    assert found.notes == ()
     for name, check in found.parity.items():
         assert check["top1_equal"]
         assert check["max_rel"] <= artifact.TOLERANCE
@@ -116,8 +121,8 @@ def test_every_file_computes_what_the_network_computes(written):
 
 def test_equal_networks_give_equal_bytes(net, written, tmp_path):
     again = artifact._plain(net.model), net, tmp_path, Budget.parse("9MMACs"), BASE, written[1].preprocessing
-    assert artifact._save_models(*again) == written[1].cost
-    for name in artifact.MODELS:
+    assert artifact._save_models(*again) == (written[1].cost, [])
+    for name in (*artifact.MODELS, "model.py"):
         assert (written[0] / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
