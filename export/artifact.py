@@ -228,12 +228,9 @@ def _save_models(
     structure, tensors = compact.structure.to_json(), _tensors(network)
     _save_weights(folder / "model.safetensors", structure, tensors)
     program = _export(network, torch.zeros(2, *preprocessing["shape"]))
-    notes = []
-    try:
-        text = spell_out(program, network, tensors.keys(), preprocessing)
+    text, notes = _spell_out(program, network, tensors, preprocessing)
+    if text:
         (folder / SOURCE).write_text(text, encoding="utf-8")
-    except Unspelled as reason:
-        notes.append(f"{SOURCE} is left out: the network cannot be written in plain torch, for {reason}")
     model = onnx_file.clean(_to_onnx(program))
     if preprocessing["baked"]:
         mean, std = preprocessing["mean"], preprocessing["std"]
@@ -257,6 +254,22 @@ def _save_models(
     size = onnx_file.save(onnx_file.stamp(model, topics), folder / "model.onnx")
     _save_program(program, folder / "model.pt2")
     return replace(cost, bytes=size), notes
+
+
+def _spell_out(
+    program: torch.export.ExportedProgram,
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    preprocessing: Mapping[str, Any],
+) -> tuple[str, list[str]]:
+    """Return the text of model.py, or why there is none: a convenience, for which no run may fail."""
+    try:
+        return spell_out(program, network, tensors.keys(), preprocessing), []
+    except Unspelled as reason:
+        return "", [f"{SOURCE} is left out: the network cannot be written in plain torch, for {reason}"]
+    except Exception as error:  # a network that nobody thought of
+        why = f"{type(error).__name__}: {onnx_count.first_line(error)}"
+        return "", [f"{SOURCE} is left out: the network could not be written in plain torch ({report.portable(why)})"]
 
 
 def _plain(model: nn.Module) -> nn.Module:

@@ -386,6 +386,13 @@ def test_without_the_file_the_others_are_written_and_the_report_says_why(tmp_pat
     )
 
 
+def test_no_run_fails_for_a_network_that_nobody_thought_of():
+    text, notes = artifact._spell_out(None, user_block(), {}, PREPROCESSING)
+    assert text == ""
+    assert len(notes) == 1
+    assert notes[0].startswith("model.py is left out: the network could not be written in plain torch (")
+
+
 def test_a_file_that_computes_something_else_is_taken_away(tmp_path):
     model = lively(user_block())
     structure = Structure.read(model, f"{__name__}:never", {})
