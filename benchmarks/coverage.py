@@ -172,6 +172,7 @@ def row(name: str) -> str:
     images = nn.functional.interpolate(coarse * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), shape[1:])
     settle(model, images)
     before = outputs(model, images)
+    noise = gap(outputs(model, images * (1 + 1e-15)), before)  # of rounding, which a chaotic network makes large
 
     wide = Surgeon(copy.deepcopy(model), graph)
     for number, space in enumerate(graph.free, 1):
@@ -209,9 +210,11 @@ def row(name: str) -> str:
     except Exception as error:
         faults.append(f"training: {str(error).splitlines()[0][:80]}")
     faults += ["outputs say nothing"] * (min(said) < 1e-3)
-    faults += ["not exact"] * any(not error <= limit for error, limit in zip(errors, LIMITS, strict=True))
+    limits = [max(LIMITS[0], noise), max(LIMITS[1], noise), LIMITS[2]]
+    faults += ["not exact"] * any(not error <= limit for error, limit in zip(errors, limits, strict=True))
+    holds = "yes" if noise <= LIMITS[0] else f"yes; 1e-15 of the input moves {noise:.0e}"
     cells += [*(f"{error:.0e}" for error in errors), *(f"{value:.2f}" for value in said)]
-    return " | ".join(["", *cells, ", ".join(faults) or "yes", reasons(graph), ""]).strip()
+    return " | ".join(["", *cells, ", ".join(faults) or holds, reasons(graph), ""]).strip()
 
 
 def main() -> None:
