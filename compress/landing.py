@@ -51,31 +51,50 @@ def land(
     a trained network is narrowed, its own widths. Wider must not cost less. Pure and deterministic.
     Raises Infeasible when `start` is over a limit.
     """
-    low, top = price.vector(start), price.vector(goal)
-    full, price = price, _straining(price, np.maximum(np.floor(cap * top).astype(np.int64), top + 2) + align, budget)
+    full, top = price, price.vector(goal)
+    price = _straining(price, np.maximum(np.floor(cap * top).astype(np.int64), top + 2) + align, budget)
+    scaled, lower, caps = reach(price, start, goal, budget, align=align, cap=cap, ceiling=ceiling)
     ceilings = _ceilings(budget, price)
-    if align < 1 or (top < low).any():
-        raise CompressError(f"landing: align={align} must be >= 1, and no goal under its start: {start} -> {goal}.")
-
-    def fits(w: Ints) -> bool:
-        return bool((price.totals(w) <= ceilings).all())
-
-    if not fits(low):
-        raise Infeasible(_too_small(full, start, budget))
-    scaled = _along(low, top, align, fits)
-    caps = -(-np.maximum(np.floor(cap * scaled).astype(np.int64), scaled + 2) // align) * align
-    if ceiling is not None:
-        caps = np.minimum(caps, price.vector(ceiling) // align * align)
-    caps = np.maximum(caps, scaled)
-    growing = np.where(top > low, caps, scaled)
-    # One unit less is much of a small width: only where `cap` could give it back.
-    lower = np.maximum(low, np.where((scaled - align) * cap >= scaled, scaled - align, scaled))
-    w = _along(scaled, growing, align, fits)
+    growing = np.where(top > price.vector(start), caps, scaled)
+    w = _along(scaled, growing, align, _within(price, ceilings))
     w = _fill(_Search(price, w, lower, growing, ceilings, align))
     w = _fill(_Search(price, w, w, caps, ceilings, align))
     landed = dict(zip(price.spaces, w.tolist(), strict=True))
     assert budget.holds(full.cost(landed)), "the columns above disagree with the budget"
     return landed
+
+
+def reach(
+    price: Price,
+    start: Mapping[str, int],
+    goal: Mapping[str, int],
+    budget: Budget,
+    *,
+    align: int = 1,
+    cap: float = 1.25,
+    ceiling: Mapping[str, int] | None = None,
+) -> tuple[Ints, Ints, Ints]:
+    """The scaled widths [S] of `land`, and the least [S] and the most [S] that it gives each space of the price.
+
+    Raises Infeasible when `start` is over a limit.
+    """
+    low, top, fits = price.vector(start), price.vector(goal), _within(price, _ceilings(budget, price))
+    if align < 1 or (top < low).any():
+        raise CompressError(f"landing: align={align} must be >= 1, and no goal under its start: {start} -> {goal}.")
+    if not fits(low):
+        raise Infeasible(_too_small(price, start, budget))
+    scaled = _along(low, top, align, fits)
+    caps = -(-np.maximum(np.floor(cap * scaled).astype(np.int64), scaled + 2) // align) * align
+    if ceiling is not None:
+        caps = np.minimum(caps, price.vector(ceiling) // align * align)
+    # One unit less is much of a small width: only where `cap` could give it back.
+    lower = np.maximum(low, np.where((scaled - align) * cap >= scaled, scaled - align, scaled))
+    return scaled, lower, np.maximum(caps, scaled)
+
+
+def _within(price: Price, ceilings: Ints) -> Callable[[Ints], bool]:
+    """Whether widths [S] are within every ceiling."""
+    return lambda w: bool((price.totals(w) <= ceilings).all())
 
 
 def _straining(price: Price, most: Ints, budget: Budget) -> Price:

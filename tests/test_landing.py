@@ -1,11 +1,15 @@
 """Landing fills a budget as close as can be, and never exceeds it."""
 
 import itertools
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import ceil, floor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 
 from compress.budget import Budget, Limit
 from compress.errors import CompressError, Infeasible
-from compress.landing import land
+from compress.landing import land, reach
 from compress.price import Moment, Price, Term
 from compress.units import UNITS
 
@@ -156,6 +160,10 @@ def test_no_limit_is_exceeded_and_no_unit_below_a_cap_still_fits(
     if budget.holds(price.cost(goal)) and align == 1:
         assert scaled == goal
     assert land(price, dict(reversed(start.items())), goal, budget, align=align) == w
+    common, least, most = reach(price, start, goal, budget, align=align)
+    assert common.tolist() == price.vector(scaled).tolist()
+    assert (least <= price.vector(w)).all()
+    assert (price.vector(w) <= most).all()
 
 
 @pytest.mark.parametrize(("align", "least", "middle"), [(1, 0.995, 0.9995), (8, 0.97, 0.998)])
@@ -274,6 +282,19 @@ def test_a_start_over_the_budget_is_infeasible_and_says_by_how_much() -> None:
         land(price, full, full, budget)
     exactly = Budget((Limit("params", cost.params, "all"),))
     assert land(price, full, full, exactly) == full
+
+
+def test_the_benchmark_finds_no_landing_over_its_budget_by_any_counter(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, str(root / "benchmarks" / "landing.py"), "--nets", "lenet5 20-50-500", "--check", "3"]
+    command += ["--units", "params", "MACs", "--modes", "narrow", "grow", "--out", str(tmp_path / "landing.md")]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL)
+    text = (tmp_path / "landing.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| narrowing", "| growing"))]
+    claims = [row for row in rows if len(row) == 11]
+    assert len(claims) == 2 * 3 * 2  # narrowing and growing, three alignments, two units
+    assert all((row[4], row[7]) == ("0", "0") for row in claims)  # over; under the claim without a proof
+    assert "on 20 params, MACs (ours and torch's) and thop's total are exactly the planned ones" in text
 
 
 def test_a_goal_under_its_start_is_refused() -> None:
