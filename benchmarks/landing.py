@@ -135,29 +135,32 @@ def unavoidable(widths: Mapping[str, int], price: Price, budget: Budget, align: 
 # ---- checks on the network itself -----------------------------------------------------------------------------------
 
 
-def resized(model: nn.Module, graph: Graph, widths: Mapping[str, int]) -> nn.Module:
-    """A copy with these widths: the channels with the largest weight norm stay, where more are needed new ones come."""
+def ranking(model: nn.Module, graph: Graph) -> dict[str, list[int]]:
+    """The positions of the channels of every free space, the largest norm of the weights that make them first."""
+    ranks = {}
+    for space in graph.free:
+        units = np.array(graph.spaces[space].units)
+        squares = np.zeros(units.max() + 1)
+        for name, dim in graph.spaces[space].producers:
+            weight = model.get_parameter(name).detach()
+            slot = graph.slots[name, dim].units
+            mine = np.isin(slot, units)
+            norms = torch.linalg.vector_norm(weight.transpose(0, dim).flatten(1), dim=1).numpy()
+            np.add.at(squares, slot[mine], norms[mine] ** 2)
+        ranks[space] = np.argsort(-squares[units], kind="stable").tolist()
+    return ranks
+
+
+def resized(model: nn.Module, graph: Graph, ranks: Mapping[str, list[int]], widths: Mapping[str, int]) -> nn.Module:
+    """A copy with these widths: the channels that rank first stay, and where more are needed new ones come."""
     surgeon = Surgeon(copy.deepcopy(model), graph)
     for space, width in widths.items():
-        now = surgeon.graph.spaces[space].width
+        now = graph.spaces[space].width
         if width < now:
-            norms = weight_norms(surgeon, space)
-            surgeon.narrow(space, sorted(np.argsort(-norms, kind="stable")[:width].tolist()))
+            surgeon.narrow(space, sorted(ranks[space][:width]))
         elif width > now:
             surgeon.widen(space, width - now)
     return surgeon.model
-
-
-def weight_norms(surgeon: Surgeon, space: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The squared norm of the weights that make each channel of a space [width]."""
-    units = np.array(surgeon.graph.spaces[space].units)
-    norms = np.zeros(units.max() + 1)
-    for name, dim in surgeon.graph.spaces[space].producers:
-        squares = surgeon.model.get_parameter(name).detach().double().square().transpose(0, dim).flatten(1).sum(1)
-        slot = surgeon.graph.slots[name, dim].units
-        mine = np.isin(slot, units)
-        np.add.at(norms, slot[mine], squares.numpy()[mine])
-    return norms[units]
 
 
 def check(network: nn.Module, shape: Sequence[int], planned: Cost, budget: Budget) -> str:
@@ -205,6 +208,7 @@ def rows_of(net: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     began = time.process_time()
     graph = survey(model, shape)
     surveyed = time.process_time() - began
+    ranks = ranking(model, graph)
     full, base = graph.widths, graph.price.cost(graph.widths)
     budgets = {(unit, share): budget_of(base, unit, share) for unit in args.units for share in SHARES}
     number = 0  # of the plan: with every n-th, all units, shares and alignments have their turn
@@ -216,14 +220,14 @@ def rows_of(net: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 widths = row.pop("widths", None)
                 number += 1
                 if widths is not None and number % args.check == 0:
-                    row["check"] = check(resized(model, graph, widths), shape, graph.price.cost(widths), budget)
+                    row["check"] = check(resized(model, graph, ranks, widths), shape, graph.price.cost(widths), budget)
                 yield row
     if "file" in args.modes:
         budget = budget_of(base, "B", 0.5)
         row = {"mode": "file", "net": net, "share": 0.5}
         try:
             widths = plan("narrow", graph, full, budget, 1)["widths"]
-            network = resized(model, graph, widths)
+            network = resized(model, graph, ranks, widths)
             yield row | file_of(network, shape, graph.price.cost(widths), budget, 10 if net in OURS else 1000)
         except Exception as error:  # the exporters raise dozens of kinds
             yield row | {"over": False, "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
