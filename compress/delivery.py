@@ -109,7 +109,7 @@ def deliver(
         val=scores["val"],
         test=scores.get("test"),
         metric=task.name,
-        required=said.require.val_accuracy if said.require else None,
+        required=said.require.least if said.require else None,
         train_cost=story.train_cost,
         drift=compact.drift,
         parity=written.parity,

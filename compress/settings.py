@@ -149,8 +149,21 @@ class Stated(Keys):
 class Require(Keys):
     """What the result reaches, or the run fails."""
 
-    val_accuracy: Annotated[float, BeforeValidator(number)]
-    """Least accuracy on the validation images, as a fraction of 1; with train.metric, the least it may be."""
+    val_accuracy: Annotated[float, Field(gt=0, le=1), BeforeValidator(number)] | None = None
+    """Least accuracy on the validation images, as a fraction of 1; null: none."""
+    val_score: Annotated[float, BeforeValidator(number)] | None = None
+    """Least mean score on them by train.metric; null: none."""
+
+    @property
+    def least(self) -> float | None:
+        """What is required, whichever it is."""
+        return self.val_accuracy if self.val_score is None else self.val_score
+
+    @model_validator(mode="after")
+    def _asks_for_one(self) -> Self:
+        if (self.val_accuracy is None) == (self.val_score is None):
+            raise ValueError("write val_accuracy, or val_score where the recipe has a train.metric")
+        return self
 
 
 class Baseline(Keys):

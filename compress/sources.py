@@ -198,7 +198,9 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
     except FileNotFoundError:
         raise UsageError(f"data.path: there is no file {path}.") from None
     except Exception as error:  # a header goes through Python's own parser, and its errors are of every kind
-        told = "it is damaged or something else" if "pickle" in str(error) else str(error)  # numpy takes junk for one
+        told = str(error)
+        if "contains pickled" in told:  # what numpy takes all junk for
+            told = "it is damaged or something else"
         raise UsageError(f"{path} cannot be read as an .npz file of plain arrays: {told}") from error
     keys = set(arrays)
     if not must <= keys <= must | may or len(keys & may) == 1:

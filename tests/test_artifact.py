@@ -181,7 +181,7 @@ def test_of_two_counts_of_the_peak_of_activations_the_larger_is_written(net, wri
     for ours, told in ((counted - 4, counted), (counted + 4, counted + 4)):
         other = replace(net, cost=replace(net.cost, memory=ours))
         rest = tmp_path, Budget.parse("9MMACs"), BASE, written[1].preprocessing
-        assert artifact._save_models(artifact._plain(net.model), other, *rest).memory == told
+        assert artifact._save_models(artifact._plain(net.model), other, *rest)[0].memory == told
         assert [verify(tmp_path / "model.onnx", f"{n}B@activations").code for n in (told, told - 1)] == [0, 1]
 
 
@@ -196,7 +196,7 @@ def test_latencies_are_measured_once_all_files_are_written(net, tmp_path, monkey
     monkeypatch.setattr(artifact, "read_back", lambda *_: {})
     budget = Budget.parse("9MMACs, 5ns@onnxruntime-cpu/2, 7ns@onnxruntime-cpu/4")
     found = write(tmp_path, net, budget=budget)
-    assert asked == [(threads, sorted([*artifact.MODELS, "recipe.yaml"])) for threads in (2, 4)]
+    assert asked == [(threads, sorted([*artifact.MODELS, "model.py", "recipe.yaml"])) for threads in (2, 4)]
     assert [(row["value"], row["pass"]) for row in found.rows[1:]] == [(7, False), (7, True)]
 
 

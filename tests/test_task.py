@@ -123,7 +123,7 @@ def test_a_step_of_ones_own_replaces_forward_and_loss() -> None:
 
 
 def test_the_required_score_may_be_of_any_metric() -> None:
-    said = recipe("points").model_copy(update={"require": settings.Require(val_accuracy=-0.001)})
+    said = recipe("points").model_copy(update={"require": settings.Require(val_score=-0.001)})
     told = run(said, out="out").report
     assert told["verdict"]["code"] == 1
     assert "is below the required -0.001" in told["verdict"]["text"]
