@@ -234,7 +234,7 @@ def rows_of(net: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if "rival" in args.modes and rival.version() is not None:
         fair = {key: budget_of(base, *key) for key in budgets if key[0] in ("params", "MACs", "both")}
         for align in (1, 8):
-            yield from rival.compete(net, model, shape, fair, align)
+            yield from rival.compete(net, model, shape, fair, align, args.steps)
 
 
 def say(row: Mapping[str, Any]) -> str:
@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--units", nargs="+", default=list(UNITS), choices=list(UNITS))
     parser.add_argument("--modes", nargs="+", default=list(modes), choices=modes)
     parser.add_argument("--check", type=int, default=4, help="check every n-th plan on the network itself; 1: each")
+    parser.add_argument("--steps", type=int, default=None, help="of Torch-Pruning's loop; without it 100 or fewer")
     parser.add_argument("--rows", type=Path, default=None, help="keep finished rows in this file, and add to them")
     parser.add_argument("--out", type=Path, default=None, help="write the tables here (Markdown)")
     args = parser.parse_args()
@@ -260,7 +261,7 @@ def main() -> None:
     done = {(row["net"], row["mode"]) for row in rows}
     asked = args.modes
     for net in args.nets:
-        args.modes = [mode for mode in asked if (net, mode) not in done]
+        args.modes = [m for m in asked if (net, rival.title(args.steps) if m == "rival" else m) not in done]
         fresh = []
         for row in rows_of(net, args) if args.modes else ():
             print(say(row), flush=True)
@@ -271,8 +272,12 @@ def main() -> None:
                 file.writelines(json.dumps(row) + "\n" for row in fresh)
     facts = environment(device="cpu", threads=torch.get_num_threads())
     versions = f"Python {platform.python_version()}, torch {facts['torch']}, Torch-Pruning {rival.version() or '-'}"
-    command = "python benchmarks/landing.py" + f" --check {args.check}" * (args.check != 4)
-    text = tables(rows, f"{versions}; {facts['cpu']}, {facts['threads']} thread.", command)
+    command = f"python benchmarks/landing.py --check {args.check}" + " --rows rows.jsonl, in parts" * bool(args.rows)
+    text = tables(
+        sorted(rows, key=lambda row: NETS.index(row["net"])),
+        f"{versions}; {facts['cpu']}, {facts['threads']} thread.",
+        command,
+    )
     if args.out is not None:
         args.out.write_text(text)
     else:

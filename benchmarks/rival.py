@@ -44,9 +44,14 @@ def version() -> str | None:
         return None
 
 
-def steps_of(net: str, align: int) -> int:
+def title(steps: int | None) -> str:
+    """What the rows are called: those with another number of steps are told apart."""
+    return f"rival in {steps} steps" if steps else "rival"
+
+
+def steps_of(net: str, align: int, asked: int | None) -> int:
     """The steps of the loop; half as many with aligned widths, where most steps change nothing."""
-    return FEWER.get(net, STEPS) // (1 if align == 1 else 2)
+    return asked or FEWER.get(net, STEPS) // (1 if align == 1 else 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +112,15 @@ def meets(point: Point, budget: Budget, way: str) -> bool:
 
 
 def compete(
-    net: str, model: nn.Module, shape: Sequence[int], budgets: Mapping[tuple[str, float], Budget], align: int
+    net: str,
+    model: nn.Module,
+    shape: Sequence[int],
+    budgets: Mapping[tuple[str, float], Budget],
+    align: int,
+    steps: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One row for each budget (by unit and share) and way; where Torch-Pruning fails, one row with its first line."""
-    row = {"mode": "rival", "net": net, "align": align, "steps": steps_of(net, align)}
+    row = {"mode": title(steps), "net": net, "align": align, "steps": steps_of(net, align, steps)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
