@@ -28,7 +28,7 @@ NOTES = """- *over*: by our count of the plan. What the network itself and its f
 RIVAL = """It has no budget. Its loop (`while count > target: pruner.step()`, as in its own benchmark, with the group
 magnitude importance of its README) is stopped by its own counter, as a user would, or by our exact counts; its README's
 ratio rule prunes once by 1 - sqrt(share). Aligned: its `round_to=8`. Every result is counted by us, `used` is of true
-params or MACs. Ours: narrowing, on the same nets and budgets. *none*: the loop ended above the target.
+params or MACs. Ours: narrowing, on the same nets and budgets. *none*: it ended, or failed, above the target.
 The loop has 100 steps or fewer, as the rows below say, and some nets there its own benchmark's 400 beside them.
 *s*: processor seconds to the 50 % MACs budget, median over nets, without our counting; ours with reading the network.
 """
@@ -162,7 +162,7 @@ def _rival_summary(rows: Sequence[Row]) -> str:
                         _seconds(found),
                     ]
                 )
-    failed = {f"- {row['net']}: Torch-Pruning fails, {row['error']}" for row in theirs if "error" in row}
+    failed = {f"- {row['net']}: Torch-Pruning fails in {row['error']}" for row in theirs if "error" in row}
     head = "| align | unit | | results | over | least used | median | most | none | s |"
     return "\n".join([_table(head, lines), "", *sorted(failed)])
 

@@ -119,29 +119,43 @@ def compete(
     align: int,
     steps: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One row for each budget (by unit and share) and way; where Torch-Pruning fails, one row with its first line."""
+    """One row for each budget (by unit and share) and way; where it fails, a row with the first line of the error."""
     row = {"mode": title(steps), "net": net, "align": align, "steps": steps_of(net, align, steps)}
+    points: list[Point] = []
+    rules: dict[float, Point] = {}
+    failed: dict[str, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            points = list(descend(copy.deepcopy(model), shape, align, row["steps"], budgets.values()))
-            rules = {share: _by_rule(model, shape, align, share) for share in sorted({share for _, share in budgets})}
-        except Exception as error:
-            first = next(iter(str(error).strip().splitlines()), "")
-            yield {**row, "error": f"{type(error).__name__}: {first}"}
-            return
+            for point in descend(copy.deepcopy(model), shape, align, row["steps"], budgets.values()):
+                points.append(point)
+        except Exception as error:  # what was reached before still counts
+            failed[f"the loop, step {len(points) + 1}"] = _first_line(error)
+        for share in sorted({share for _, share in budgets}):
+            try:
+                rules[share] = _by_rule(model, shape, align, share)
+            except Exception as error:
+                failed[f"the ratio rule for {share:.0%}"] = _first_line(error)
+    yield from ({**row, "error": f"{where}: {said}"} for where, said in list(failed.items())[:1])
+    if not points and not rules:
+        return
     for (unit, share), budget in budgets.items():
         for way in ("own", "true"):
             point = next((p for p in points if meets(p, budget, way)), None)
             yield {**row, "unit": unit, "share": share, "way": way, **_told(budget, point)}
         if unit != "both":  # the rule knows one share
-            yield {**row, "unit": unit, "share": share, "way": "rule", **_told(budget, rules[share])}
+            yield {**row, "unit": unit, "share": share, "way": "rule", **_told(budget, rules.get(share))}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def _by_rule(model: nn.Module, shape: Sequence[int], align: int, share: float) -> Point:
     model, began = copy.deepcopy(model), time.process_time()
     _pruner(model, shape, align, 1 - math.sqrt(share), 1).step()
-    return Point(1, (0, 0), counted(model, shape), time.process_time() - began)
+    seconds = time.process_time() - began
+    return Point(1, (0, 0), counted(model, shape), seconds)
 
 
 def _told(budget: Budget, point: Point | None) -> dict[str, Any]:
