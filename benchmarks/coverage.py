@@ -253,7 +253,9 @@ def main() -> None:
             "",
             f"Command: `{' '.join(['python benchmarks/coverage.py', *sys.argv[1:]])}`; timm is no dependency of ours.",
             f"Python {platform.python_version()}, torch {facts['torch']}, torchvision {version('torchvision')}, "
-            f"timm {version('timm')}, onnxruntime {onnxruntime.__version__}, {facts['cpu']}, {facts['threads']} thread.",
+            f"timm {version('timm')}, onnxruntime {onnxruntime.__version__}, {facts['cpu']}, "
+            f"{facts['threads']} thread, "
+            "busy machine.",
             "",
         ]
     )
