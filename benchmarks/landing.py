@@ -272,7 +272,7 @@ def main() -> None:
                 file.writelines(json.dumps(row) + "\n" for row in fresh)
     facts = environment(device="cpu", threads=torch.get_num_threads())
     versions = f"Python {platform.python_version()}, torch {facts['torch']}, Torch-Pruning {rival.version() or '-'}"
-    command = f"python benchmarks/landing.py --check {args.check}" + " --rows rows.jsonl, in parts" * bool(args.rows)
+    command = f"python benchmarks/landing.py --check {args.check}"
     text = tables(
         sorted(rows, key=lambda row: NETS.index(row["net"])),
         f"{versions}; {facts['cpu']}, {facts['threads']} thread.",

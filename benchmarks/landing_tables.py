@@ -29,7 +29,8 @@ RIVAL = """It has no budget. Its loop (`while count > target: pruner.step()`, as
 magnitude importance of its README) is stopped by its own counter, as a user would, or by our exact counts; its README's
 ratio rule prunes once by 1 - sqrt(share). Aligned: its `round_to=8`. Every result is counted by us, `used` is of true
 params or MACs. Ours: narrowing, on the same nets and budgets. *none*: it ended, or failed, above the target.
-The loop has 100 steps or fewer, as the rows below say, and some nets there its own benchmark's 400 beside them.
+Its counter adds batch norms, activations and pooling to the MACs. The loop has 100 steps or fewer, as the rows say,
+and some nets there its own benchmark's 400 beside them.
 *s*: processor seconds to the 50 % MACs budget, median over nets, without our counting; ours with reading the network.
 """
 
@@ -163,12 +164,16 @@ def _rival_summary(rows: Sequence[Row]) -> str:
                     ]
                 )
     failed = {f"- {row['net']}: Torch-Pruning fails in {row['error']}" for row in theirs if "error" in row}
+    missing = [net for net in _seen(_of(rows, mode="narrow"), "net") if net not in _seen(theirs, "net")]
+    failed |= {f"- Not run: {', '.join(missing)}."} if missing else set()
+    if any("used" in row and "seconds" not in row for row in rows):
+        failed.add("- Where a row has no seconds, its run was cut off, and what it had printed stands here.")
     head = "| align | unit | | results | over | least used | median | most | none | s |"
     return "\n".join([_table(head, lines), "", *sorted(failed)])
 
 
 def _seconds(rows: Sequence[Row]) -> str:
-    half = [row["seconds"] for row in rows if row["share"] == 0.5 and row["unit"] == "MACs" and row["used"]]
+    half = [row["seconds"] for row in _of(rows, share=0.5, unit="MACs") if row["used"] and "seconds" in row]
     return f"{statistics.median(half):.1f}" if half else ""
 
 
@@ -180,8 +185,8 @@ def _rival_rows(rows: Sequence[Row]) -> str:
             for way in WAYS if mode == "rival" else ("own", "true"):
                 cells = [_shares(_of(group, way=way, unit=unit)) for unit in ("params", "MACs", "both")]
                 steps = "" if way == "rule" else group[0]["steps"]
-                half = _of(group, way=way, unit="MACs", share=0.5)
-                lines.append([net, align, WAYS[way], steps, *cells, f"{half[0]['seconds']:.1f}" if half else ""])
+                half = _seconds(_of(group, way=way))
+                lines.append([net, align, WAYS[way], steps, *cells, half])
     head = "| net | align | | steps | params 20, 35, 50, 70, 90 % | MACs | both | s |"
     return _table(head, lines)
 
