@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 import click
 
 from compress.errors import UsageError
-from compress.units import show
+from compress.units import MEMORY, show, span
 
 if TYPE_CHECKING:
     from compress.budget import Budget, Cost
@@ -36,7 +36,7 @@ _COUNTERS = {
     "FLOPs": "FLOPs, thop's total or our MACs if more",
     "FLOPs@2": "FLOPs@2, twice our MACs",
     "B": "bytes of model.onnx",
-    "B@activations": "bytes of activations at their peak",
+    MEMORY: "bytes of activations at their peak",
 }
 _COLUMNS = (
     ("event", -9),
@@ -368,8 +368,7 @@ def _used(row: Mapping[str, Any], nets: Mapping[str, "Cost"]) -> list[str]:
 def _counter(row: Mapping[str, Any]) -> str:
     if "runs" not in row:
         return _COUNTERS[row["unit"]]
-    low, high = (show(time, row["unit"]).partition("@")[0] for time in row["spread"])
-    return f"ns, median of {row['runs']:,} runs; 80% took {low} to {high}"
+    return f"ns, median of {row['runs']:,} runs; 80% took {span(row['spread'], row['unit'])}"
 
 
 def _word(row: Mapping[str, Any]) -> str:

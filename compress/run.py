@@ -84,7 +84,8 @@ def run(
             tell("warning", text=f"nothing was saved in {work}: starting afresh")
         resumed = develop(lab, method_of(said), work, heard)
         story = tell_story(lab, planned, resumed, shlex.join(command))
-        result = _empty(work / RESULT)
+        result = work / RESULT
+        result.mkdir()
         told = deliver(lab.model, said, lab.data, lab.budget, result, story, lambda: time.monotonic() - started, heard)
         stop.check()
         publish(work, result, target)
@@ -233,12 +234,6 @@ def _finished(target: Path, said: Recipe, tell: Callable[..., None]) -> Result:
         raise ArtifactError(verdict.lines[0])
     tell("stage", text=f"{target} is finished already and its files agree")
     return Result(target, told)
-
-
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
 
 
 @contextmanager

@@ -94,23 +94,26 @@ def construct(
     return model.float()
 
 
-def locate(factory: str, folder: Path | None = None) -> Callable[..., Any]:
-    """Import what "package.module:callable" or "./file.py:callable" names. Raises UsageError where it cannot be."""
+def locate(factory: str, folder: Path | None = None, key: str = "model.factory") -> Callable[..., Any]:
+    """Import what "package.module:callable" or "./file.py:callable" names, as the recipe's `key` says it.
+
+    Raises UsageError where it cannot be.
+    """
     module_name, colon, attribute = factory.rpartition(":")
     if not colon or not module_name or not attribute:
-        raise UsageError(f"model.factory: {factory!r} must look like package.module:callable or ./file.py:callable")
+        raise UsageError(f"{key}: {factory!r} must look like package.module:callable or ./file.py:callable")
     try:
         if module_name.endswith(".py"):
             module = _from_file((folder or Path()) / module_name)
         else:
             module = importlib.import_module(module_name)
     except FileNotFoundError:
-        raise UsageError(f"model.factory: there is no file {module_name} beside the recipe") from None
+        raise UsageError(f"{key}: there is no file {module_name} beside the recipe") from None
     except Exception as error:
-        raise UsageError(f"model.factory: {module_name} cannot be imported: {type(error).__name__}: {error}") from None
+        raise UsageError(f"{key}: {module_name} cannot be imported: {type(error).__name__}: {error}") from None
     made = getattr(module, attribute, None)
     if not callable(made):
-        raise UsageError(f"model.factory: {module_name} has no callable named {attribute}")
+        raise UsageError(f"{key}: {module_name} has no callable named {attribute}")
     found: Callable[..., Any] = made
     return found
 

@@ -106,12 +106,7 @@ def _single(output: Any) -> Any:
 
 
 def _named(key: str, path: str | None, folder: Path) -> Callable[..., Any] | None:
-    if path is None:
-        return None
-    try:
-        return locate(path, folder)
-    except UsageError as error:
-        raise UsageError(str(error).replace("model.factory", f"train.{key}")) from None
+    return None if path is None else locate(path, folder, f"train.{key}")
 
 
 def _checked(key: str, path: str | None, call: Callable[..., Any]) -> Callable[[Any, Tensor], Tensor]:

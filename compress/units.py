@@ -14,6 +14,7 @@ foretell them, so they are measured once the file is written. Amounts are exact 
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -137,6 +138,11 @@ def show(value: int, unit: str) -> str:
             whole, rest = divmod(value * 10**decimals // scale, 10**decimals)
             return f"{whole}.{f'{rest:0{decimals}d}'.rstrip('0') or '0'} {prefix}{name}"
     return f"{value} {unit}"
+
+
+def span(ends: Sequence[int], unit: str) -> str:
+    """Say from where to where a measured time goes: "801.7 us to 1.291 ms"."""
+    return " to ".join(show(value, unit).partition("@")[0] for value in ends)
 
 
 def exact(value: int, unit: str) -> str:

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from compress import errors
 from compress.budget import Budget, Cost
 from compress.errors import ArtifactError, UsageError
 from compress.export import latency, onnx_count, onnx_file, readback, report
@@ -369,9 +367,7 @@ def _run(
     folder: Path, inputs: Mapping[str, NDArray[np.float32]], source: Path | None
 ) -> dict[str, NDArray[np.float32]]:
     """Run each file in a fresh process; all start before any is waited for, because importing torch takes seconds."""
-    ours = Path(errors.__file__).parent.parent  # wherever this package was imported from, the child finds it too
-    paths = [str(ours), *(str(Path(entry or ".").absolute()) for entry in sys.path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+    environment = latency.environment() | {"PYTHONWARNINGS": "ignore"}
     running: dict[str, subprocess.Popen[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         try:

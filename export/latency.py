@@ -39,15 +39,20 @@ def measure(path: Path, number: int) -> Latency:
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise UsageError("A latency is measured with onnxruntime, which is not installed; pip install onnxruntime.")
-    ours = Path(errors.__file__).parent.parent  # wherever this package was imported from, the child finds it too
-    found = os.pathsep.join([str(ours), *(str(Path(entry or ".").absolute()) for entry in sys.path)])
     command = [sys.executable, "-P", "-m", __name__, str(path.absolute()), str(number)]
-    child = subprocess.run(command, env=os.environ | {"PYTHONPATH": found}, text=True, capture_output=True, check=False)
+    child = subprocess.run(command, env=environment(), text=True, capture_output=True, check=False)
     if child.returncode:
         last = next(reversed(child.stderr.strip().splitlines()), f"exit code {child.returncode}")
         raise ArtifactError(f"{path}: its latency cannot be measured: {last}")
     told: Mapping[str, int] = json.loads(child.stdout)
     return Latency(**told, processor=processor())
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child process, which finds this package wherever it was imported from."""
+    ours = Path(errors.__file__).parent.parent
+    paths = [str(ours), *(str(Path(entry or ".").absolute()) for entry in sys.path)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _input(value: Any) -> Any:

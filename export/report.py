@@ -17,7 +17,7 @@ from typing import Any
 
 from compress.budget import Cost
 from compress.errors import ArtifactError
-from compress.units import MEMORY, UNITS, show
+from compress.units import MEMORY, UNITS, show, span
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "safetensors", "thop", "torch", "torchvision")
@@ -190,7 +190,7 @@ def markdown(report: Mapping[str, Any]) -> str:
                 name,
                 f"{c['bytes']:,}",
                 str(c["images"]),
-                {True: "yes", False: "NO", None: "-"}[c["top1_equal"]],
+                _EQUAL[c["top1_equal"]],
                 f"{c['max_abs']:.1e}",
             ]
             for name, c in sorted(report["parity"].items())
@@ -275,8 +275,7 @@ def _row_sentence(row: Mapping[str, Any]) -> str:
 def _counter(row: Mapping[str, Any]) -> str:
     if "runs" not in row:
         return _COUNTERS[row["unit"]]
-    low, high = (show(value, row["unit"]).partition("@")[0] for value in row["spread"])
-    return f"median of {row['runs']:,} runs, 80 % within {low} to {high}"
+    return f"median of {row['runs']:,} runs, 80 % within {span(row['spread'], row['unit'])}"
 
 
 def _exact(value: int, unit: str) -> str:
@@ -347,8 +346,9 @@ def _list(items: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _NUMBER = {"type": "number", "minimum": 0}
-_SCORE = {"type": "number"}
-_MAYBE_SCORE = {"type": ["number", "null"]}  # a fraction of 1, but where the recipe has a metric of its own
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+_MAYBE_SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+_SCORE, _MAYBE_SCORE = {"type": "number"}, {"type": ["number", "null"]}  # by a metric of the recipe's own
 _MAYBE_TEXT = {"type": ["string", "null"]}
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _UNIT = {"enum": list(UNITS)}
@@ -386,7 +386,19 @@ SCHEMA: dict[str, Any] = _object(
         "landing": _object({"unit": _UNIT, "utilisation": _NUMBER, "left": {"type": "integer"}}),
         "cost": _COST,
         "base": _COST,
-        "accuracy": _object({"metric": _TEXT, "val": _SCORE, "test": _MAYBE_SCORE, "required": _MAYBE_SCORE}),
+        "accuracy": {
+            "anyOf": [
+                _object({"metric": {"const": "top-1"}, "val": _SHARE, "test": _MAYBE_SHARE, "required": _MAYBE_SHARE}),
+                _object(
+                    {
+                        "metric": {"type": "string", "not": {"const": "top-1"}},
+                        "val": _SCORE,
+                        "test": _MAYBE_SCORE,
+                        "required": _MAYBE_SCORE,
+                    }
+                ),
+            ]
+        },
         "train_cost": {"anyOf": [_TRAIN_COST, {"type": "null"}]},  # null: trained elsewhere
         "drift": _NUMBER,
         "parity": {

@@ -1,10 +1,10 @@
 """The check that anybody can run on what we ship: does this file keep that budget? Needs onnx, never torch.
 
 Whatever the file itself can prove is counted: MACs, the numbers in its weights, its size, the peak of its activations.
-What it cannot prove (thop's
-figure, whose batch-norm terms vanish when batch norms are folded, and the parameters before folding) is taken from its
-metadata, is told as *claimed*, and may never be milder than what was counted. A file says nothing about its own budget:
-without one there is no verdict. A latency is measured here and now; only then is onnxruntime needed.
+What it cannot prove (thop's figure, whose batch-norm terms vanish when batch norms are folded, and the parameters
+before folding) is taken from its metadata, is told as *claimed*, and may never be milder than what was counted. A file
+says nothing about its own budget: without one there is no verdict. A latency is measured here and now; only then is
+onnxruntime needed.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.budget import Budget, Cost, Latency, amounts
 from compress.errors import ArtifactError, UsageError
-from compress.units import MEMORY, show, threads
+from compress.units import MEMORY, show, span, threads
 
 if TYPE_CHECKING:
     from compress.export.onnx_count import FileCost
@@ -205,10 +205,8 @@ def _judge(
         word = "kept" if row["pass"] else "OVER" if limit.level == "error" else "over (a warning)"
         lines.append(f"{limit.text}: {word}, {show(value, limit.unit)} = {value:,} of {limit.limit:,} {limit.unit}")
         if latency:
-            low, high = (show(time, limit.unit).partition("@")[0] for time in (latency.low, latency.high))
-            told.append(
-                f"{limit.text}: {latency.runs:,} runs on {latency.processor}, 80 % of them within {low} to {high}"
-            )
+            spread = span((latency.low, latency.high), limit.unit)
+            told.append(f"{limit.text}: {latency.runs:,} runs on {latency.processor}, 80 % of them within {spread}")
     return Verdict(0 if kept else 1, (*lines, *told), tuple(rows))
 
 

@@ -110,7 +110,7 @@ class L1:
         keep = {}
         for name, norms in importance(lab.model, graph).items():
             width = graph.spaces[name].width
-            some = width - (width - goal[name]) // left if left > 1 else goal[name]
+            some = width - (width - goal[name]) // left
             keep[name] = np.sort(np.argsort(-norms, kind="stable")[:some]).tolist()
         lab.narrow({name: kept for name, kept in keep.items() if len(kept) < graph.spaces[name].width})
 
