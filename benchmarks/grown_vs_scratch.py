@@ -22,7 +22,7 @@ import torch
 from compress import train
 from compress.export.report import environment
 from compress.lab import Lab
-from compress.plan import method_of
+from compress.plan import methods_of
 from compress.run import develop, prepare
 from compress.settings import Recipe
 
@@ -42,7 +42,7 @@ def developed(said: Recipe) -> tuple[Lab, float]:
     start = time.process_time()
     with tempfile.TemporaryDirectory() as work:
         lab, _ = prepare(said, "cpu", lambda *_, **__: None)
-        develop(lab, method_of(said), Path(work), lambda *_, **__: None)
+        develop(lab, methods_of(said), Path(work), lambda *_, **__: None)
     return lab, time.process_time() - start
 
 

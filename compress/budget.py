@@ -3,9 +3,12 @@
 Costs are counted and known before any training; latencies are measured on the finished file, and decide nothing before.
 """
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from fractions import Fraction
 from math import floor
 from typing import Self
 
@@ -46,13 +49,13 @@ class Cost:
                 return self.memory
         raise ValueError(f"no unit {unit!r}; there are {', '.join(units.UNITS)}")
 
-    def __add__(self, other: "Cost") -> "Cost":
+    def __add__(self, other: Cost) -> Cost:
         return self._each(operator.add, other)
 
-    def __sub__(self, other: "Cost") -> "Cost":
+    def __sub__(self, other: Cost) -> Cost:
         return self._each(operator.sub, other)
 
-    def _each(self, act: Callable[[int, int], int], other: "Cost") -> "Cost":
+    def _each(self, act: Callable[[int, int], int], other: Cost) -> Cost:
         return Cost(*map(act, astuple(self), astuple(other)))
 
 
@@ -115,6 +118,17 @@ class Budget:
     def utilisation(self, cost: Cost) -> float:
         """Return cost over limit, as a fraction of 1, of the tightest limit of level "error" on what is counted."""
         return max(cost.of(limit.unit) / limit.limit for limit in self.hard)
+
+    def scaled(self, share: float) -> Budget:
+        """This share of every limit on what is counted, rounded down: what one of several steps may use."""
+        if share == 1:
+            return self
+
+        def part(limit: Limit) -> Limit:
+            most = max(1, min(floor(limit.limit * Fraction(share)), units.LARGEST))
+            return limit if limit in self.latencies else replace(limit, limit=most, text=f"{share:g} x {limit.text}")
+
+        return Budget(tuple(part(limit) for limit in self.limits))
 
     def rows(self, cost: Cost, measured: Mapping[str, Latency] | None = None) -> list[dict[str, object]]:
         """Return one row a limit, warnings included, as the report holds them; none for what was not measured."""

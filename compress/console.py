@@ -23,9 +23,9 @@ from compress.errors import UsageError
 from compress.units import MEMORY, show, span
 
 if TYPE_CHECKING:
-    from compress.budget import Budget, Cost
+    from compress.budget import Cost
+    from compress.graph import Graph
     from compress.plan import Plan
-    from compress.price import Price
 
 Tell = Callable[..., None]
 MANY = 16  # numbers of widths that still fit on a line
@@ -46,7 +46,7 @@ _COLUMNS = (
     ("budget", 7),
     ("loss", 7),
     ("val", 7),
-    ("widths", -1),
+    ("size", -1),
 )
 
 
@@ -116,13 +116,10 @@ def telling(*, quiet: bool, stream: TextIO | None = None) -> Iterator[Tell]:
 
 
 class _Story:
-    """Tells the events of one run; it remembers what shares and rates refer to."""
+    """Tells the events of one run; it remembers what rates refer to."""
 
     def __init__(self, screen: "_Screen") -> None:
         self.screen = screen
-        self.price: Price | None = None
-        self.budget: Budget | None = None
-        self.used = ""  # share of the budget, as last known
         self.batch = self.epoch = 0  # images a step, steps an epoch
         self.epochs = 0.0  # of the last stage, which is known in advance; rounds are not
         self.ahead = 0.0  # steps until training ends, once that stage has begun
@@ -136,10 +133,8 @@ class _Story:
             show_it(**said)
 
     def _on_plan(self, plan: Any, data: Any, **_: Any) -> None:
-        self.price, self.budget = plan.graph.price, plan.budget
         self.batch, self.epoch = data.batch, data.steps_per_epoch
-        method, self.metric = plan.recipe.method, plan.recipe.train.metric or self.metric
-        self.epochs = getattr(method, "tune", method).epochs
+        self.metric = plan.recipe.train.metric or self.metric
         counts = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
         size = " x ".join(map(str, data.shape))
         classes = f" in {len(data.classes)} classes" if data.classes else ""
@@ -150,10 +145,13 @@ class _Story:
             f"starts at {show(seed.macs, 'MACs')}, {show(seed.params, 'params')}; budget {limits}"
         )
 
-    def _on_note(self, event: str, step: int, macs: int, params: int, **said: Any) -> None:
-        widths = said.get("widths")
-        if widths and self.price and self.budget:
-            self.used = percent(self.budget.utilisation(self.price.cost(widths)))
+    def _on_method(self, settings: Any, share: float) -> None:
+        self.epochs = getattr(settings, "tune", settings).epochs
+        if share != 1 or self.headed:
+            self.screen.line(f"{settings.name}, within {share:g} of the budget:", strong=True)
+
+    def _on_note(self, event: str, step: int, macs: int, params: int, used: float, **said: Any) -> None:
+        widths, depths = said.get("widths"), said.get("depths")
         if not self.headed:
             self._row([name for name, _ in _COLUMNS], strong=True)
             self.headed = True
@@ -167,10 +165,10 @@ class _Story:
                 f"{step:,}",
                 show(macs, "MACs"),
                 show(params, "params"),
-                self.used,
+                percent(used),
                 "" if loss is None else f"{loss:.4f}",
                 score(val, self.metric),
-                in_short(widths) if widths else "",
+                "-".join(map(str, depths.values())) if depths else in_short(widths) if widths else "",
             ]
         )
 
@@ -305,8 +303,8 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
             {
                 "name": name,
                 "base": s.width,
-                "seed": plan.seeds.get(name, s.width),
-                "floor": plan.floors.get(name, s.width),
+                "seed": _width(plan.first, name),
+                "floor": _width(plan.smallest, name),
                 "frozen": s.frozen,
             }
             for name, s in graph.spaces.items()
@@ -354,6 +352,11 @@ def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
         f"files: {', '.join(str(path) for path in sorted(folder.iterdir()))}",
         f"guard it in CI: {shlex.join(['compress', 'verify', str(folder / 'model.onnx'), '--budget', limits])}",
     ]
+
+
+def _width(graph: "Graph", name: str) -> int:
+    """How many channels a space has in a graph; 0 where it is gone."""
+    return graph.spaces[name].width if name in graph.spaces else 0
 
 
 def _nets(plan: "Plan") -> dict[str, "Cost"]:

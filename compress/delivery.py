@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compress.export import artifact, report
 from compress.finalize import finalize
 from compress.graph import Graph
 from compress.settings import Recipe
+from compress.stages import Depths
 from compress.structure import Structure
 from compress.task import task_of
 
@@ -36,6 +37,8 @@ class Story:
     planned: Cost | None = None  # what the network must cost where nothing is removed
     train_cost: Mapping[str, Any] | None = None  # None: trained elsewhere
     history: Sequence[Mapping[str, Any]] = ()
+    steps: Sequence[Mapping[str, Any]] = ()  # what each of the recipe's methods spent and gained
+    depths: Depths = field(default_factory=dict)  # children of the containers in which blocks were added or left out
     notes: Sequence[str] = ()
     resumed: int | None = None  # the optimizer step that an interrupted run went on from
 
@@ -74,7 +77,7 @@ def deliver(
     """
     tell("stage", text="finalizing: masked channels cut, equal outputs, counted again")
     validation = (x.to("cpu") for x, _ in data.split("val"))
-    structure = Structure(said.model.factory, said.model.args)
+    structure = Structure(said.model.factory, said.model.args, depths=story.depths)
     compact = finalize(model, data.shape, structure, validation, top1=bool(data.classes))
     cost, planned, notes = compact.cost, story.planned, list(story.notes)
     if planned and compact.removed:

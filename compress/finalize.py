@@ -68,7 +68,7 @@ def finalize(
         except ArtifactError:  # something silent spoke after all: cut only what is multiplied by zero
             compact, removed = _cut(masked, shape, silent=False)
     drift = compare(masked, compact, shape, images, top1=top1) if removed else 0.0
-    built = Structure.read(compact, structure.factory, structure.args)
+    built = Structure.read(compact, structure.factory, structure.args, structure.depths)
     return Compact(compact, built, measure(compact, shape), plainly(shape), drift, removed)
 
 

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress import settings
 from compress.data import Data, load
 from compress.errors import UsageError
-from compress.plan import Plan, draw_up, method_of
+from compress.plan import Plan, draw_up
 from compress.settings import Recipe
 from compress.structure import construct, locate
 
@@ -73,8 +73,7 @@ def init(
     planned.refuse()
     for width in SEED_WIDTHS:
         text = draft.text(target, width)
-        seeds = method_of(_read(text, target)).seed_widths(planned.graph)
-        if planned.budget.utilisation(planned.graph.price.cost(seeds)) <= 0.5:
+        if planned.budget.utilisation(draw_up(_read(text, target), model, images.shape).seed) <= 0.5:
             break
     try:
         with target.open("x", encoding="utf-8") as file:

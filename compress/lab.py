@@ -7,7 +7,7 @@ is in `Lab.books()` and in the tensors of the model and the optimizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -17,8 +17,8 @@ from torch import nn
 from compress.budget import Budget, Cost
 from compress.data import Data, seed_of
 from compress.errors import UsageError
-from compress.graph import Graph
 from compress.settings import Recipe
+from compress.stages import Depths
 from compress.surgery import Columns, Surgeon
 from compress.task import Task, task_of
 from compress.trace import Shape
@@ -35,12 +35,12 @@ class Method(Protocol[S]):
         """Whether it goes on from the weights that the model has; else it draws all of them anew."""
         ...
 
-    def floor_widths(self, graph: Graph) -> dict[str, int]:
-        """Widths of the smallest net that the method can make of a full one."""
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Make of a net the smallest that the method can."""
         ...
 
-    def seed_widths(self, graph: Graph) -> dict[str, int]:
-        """Widths that it starts from, where the budget allows them."""
+    def first(self, surgeon: Surgeon) -> None:
+        """Make of a net the one that the method starts from, where the budget allows it."""
         ...
 
     def init(self, lab: Lab) -> S:
@@ -66,18 +66,26 @@ class Method(Protocol[S]):
 
 @dataclass
 class Lab:
-    """One model on one device with its data and its budget."""
+    """One model on one device with its data and its budget, and which of the recipe's methods is at work."""
 
     model: nn.Module
     surgeon: Surgeon
     data: Data
     recipe: Recipe
-    budget: Budget
+    whole: Budget  # of the run
     device: torch.device
     tell: Callable[..., None]
+    at: int = 0  # the method at work, of those in the recipe
     step: int = 0  # optimizer steps so far
     spent: int = 0  # MACs x training images so far (forward only)
+    depths: dict[str, tuple[str, ...]] = field(default_factory=dict)  # children of the containers that were changed
     history: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)  # what each method that is done spent and gained
+
+    @property
+    def budget(self) -> Budget:
+        """What the method at work may use."""
+        return self.whole.scaled(self.recipe.shares[self.at])
 
     @property
     def shape(self) -> Shape:
@@ -150,13 +158,10 @@ class Lab:
 
     def resize(self, widths: Mapping[str, int], columns: Columns = "zero") -> None:
         """Give spaces these widths: the first channels stay as they are, new ones come behind them."""
-        for name, width in widths.items():
-            now = self.widths[name]
-            if width > now:
-                seed = seed_of(self.recipe.seed, f"new channels of {name}", self.step)
-                self.surgeon.widen(name, width - now, columns=columns, seed=seed)
-            elif width < now:
-                self.surgeon.narrow(name, range(width))
+        step = self.step
+        self.surgeon.resize(
+            widths, columns=columns, seed=lambda name: seed_of(self.recipe.seed, f"new channels of {name}", step)
+        )
         self.place()
 
     def narrow(self, keep: Mapping[str, Sequence[int]]) -> None:
@@ -165,29 +170,60 @@ class Lab:
             self.surgeon.narrow(name, positions)
         self.place()
 
+    def arrange(self, depths: Depths, templates: Mapping[str, nn.Module] | None = None) -> list[str]:
+        """Give containers these children (see `stages.arrange`); the paths of the new blocks, drawn anew.
+
+        What a model's own new_block makes keeps the numbers that it got there; a copy gets those of `draw`.
+        """
+        torch.manual_seed(seed_of(self.recipe.seed, "new blocks", self.step))
+        new = self.surgeon.arrange(depths, templates)
+        if not callable(getattr(self.model, "new_block", None)):
+            for path in new:
+                draw(self.model.get_submodule(path))
+        self.depths |= {path: tuple(names) for path, names in depths.items()}
+        self.place()
+        return new
+
     def refill(self) -> None:
-        """Draw all weights anew: Kaiming-normal (fan-in, ReLU) for convolutions, each other layer's own way."""
+        """Draw all weights anew."""
         place(self.model, torch.device("cpu"), "contiguous")  # numbers follow the memory: one seed, one network
         torch.manual_seed(seed_of(self.recipe.seed, "weights", self.step))
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.conv._ConvNd):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+        draw(self.model)
         self.place()
 
     def note(self, event: str, **numbers: Any) -> None:
-        """Write one line of history: what happened, after how many steps, at what cost."""
+        """Write one line of history: what happened, after how many steps, at what cost, of what is allowed."""
+        cost, method = self.cost(), self.recipe.methods[self.at].name
+        counted = {"macs": cost.macs, "params": cost.params, "used": self.whole.utilisation(cost)}
+        self.history.append({"event": event, "step": self.step, "method": method, **counted, **numbers})
+        self.tell("note", **self.history[-1])
+
+    def enter(self, at: int) -> None:
+        """The recipe's method of this number goes to work."""
+        self.at = at
+        self.tell("method", settings=self.recipe.methods[at], share=self.recipe.shares[at])
+
+    def leave(self, why: str) -> None:
+        """The method at work is done: write down what it spent and gained."""
         cost = self.cost()
-        line = {"event": event, "step": self.step, "macs": cost.macs, "params": cost.params, **numbers}
-        self.history.append(line)
-        self.tell("note", **line)
+        self.steps.append(
+            {
+                "method": self.recipe.methods[self.at].name,
+                "share": self.recipe.shares[self.at],
+                "why": why,
+                "steps": self.step - sum(step["steps"] for step in self.steps),
+                "spent": self.spent - sum(step["spent"] for step in self.steps),
+                "cost": asdict(cost),
+                "val": self.score().accuracy if len(self.recipe.methods) > 1 else None,
+            }
+        )
+        self.tell("developed", why=why)
 
     def books(self) -> dict[str, Any]:
         """What a restart must know beside the tensors."""
-        return {"widths": self.widths, "step": self.step, "spent": self.spent, "history": self.history}
+        shape = {"widths": self.widths, "depths": self.depths}
+        counts = {"at": self.at, "step": self.step, "spent": self.spent}
+        return {**shape, **counts, "history": self.history, "steps": self.steps}
 
     def reopen(self, books: Mapping[str, Any]) -> None:
         """Go on from the books of an earlier process, with a model that has its full width still.
@@ -195,10 +231,14 @@ class Lab:
         The widths are taken from the full network again and not read off the saved one, so that every channel has the
         same name and place as before. Raises UsageError where the saved network had other spaces.
         """
+        if books["depths"]:
+            self.arrange(books["depths"])
         if odd := sorted(books["widths"].keys() ^ self.widths.keys()):
             raise UsageError(f"the model is not the one of the interrupted run: {odd[0]} is free in only one of them")
         self.resize(books["widths"])
-        self.step, self.spent, self.history = books["step"], books["spent"], list(books["history"])
+        self.step, self.spent = books["step"], books["spent"]
+        self.history, self.steps = list(books["history"]), list(books["steps"])
+        self.enter(books["at"])
 
     def place(self) -> None:
         """Put the model and its optimizer's state on the device, in one memory layout; needed after every edit.
@@ -210,6 +250,17 @@ class Lab:
             for key, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def draw(module: nn.Module) -> None:
+    """Draw all weights in a module anew: Kaiming-normal (fan-in, ReLU) for convolutions, other layers their own way."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif callable(reset := getattr(layer, "reset_parameters", None)):
+            reset()
 
 
 def sgd(lab: Lab) -> torch.optim.Optimizer:

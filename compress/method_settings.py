@@ -8,6 +8,16 @@ from pydantic import BeforeValidator, Field, model_validator
 from compress.keys import Count, Duration, Keys, NotNegative, Part, Positive, Schedule, Span, SpanOrNone, number
 
 
+class Step(Keys):
+    """What every method has."""
+
+    name: str
+    """The method."""
+    share: Positive | None = None
+    """Part of the budget that its net may take, where a recipe has several steps; null: 1 for the last, 0.5 before a
+    step that grows, 2 before one that prunes, so that the next has something to do."""
+
+
 class Tune(Keys):
     """Training of the final shape."""
 
@@ -21,7 +31,7 @@ class Tune(Keys):
     """Share of the stage during which the rate rises; 0: the net is trained already."""
 
 
-class Adenel(Keys):
+class Adenel(Step):
     """Grow a narrow net where its filters prove to be in use, until the budget is filled (AdeNeL)."""
 
     name: Literal["adenel"] = "adenel"
@@ -29,6 +39,9 @@ class Adenel(Keys):
     preset: Literal["default", "published"] = "default"
     """'published' fills every key left out with the paper's value, or its code's where it states none; 'default' has
     what trained small CIFAR-10 nets well at equal cost."""
+    begin: Literal["seed", "present"] | None = None
+    """Start from narrow layers with newly drawn weights, or grow the net as it is, weights kept; null: 'seed', but
+    'present' after another step."""
     seed_width: Count = 8
     """Filters of each free layer at the start; with 4, training starts slowly."""
     round: Span = Duration(1.0, "epochs")
@@ -115,7 +128,7 @@ PUBLISHED = {
 PUBLISHED_TUNE = {"epochs": 40, "schedule": "steps"}
 
 
-class L1(Keys):
+class L1(Step):
     """Narrow a trained net to its budget by the l1 norms of its filters, and tune it (Li et al. 2017)."""
 
     name: Literal["l1"] = "l1"
@@ -128,7 +141,7 @@ class L1(Keys):
     """Training of the final shape; epochs: 0 leaves the weights as they are."""
 
 
-class Scratch(Keys):
+class Scratch(Step):
     """Train one shape from newly drawn weights: the control that every method is compared with."""
 
     name: Literal["scratch"] = "scratch"
@@ -154,3 +167,4 @@ class Scratch(Keys):
 
 
 Method = Annotated[Adenel | L1 | Scratch, Field(discriminator="name")]
+SHARES = {"adenel": 0.5, "l1": 2.0, "scratch": 1.0}  # of the budget's part of such a step, for the one before it

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,21 @@ from compress.budget import Budget, Cost
 from compress.cost import measure
 from compress.data import Data, load
 from compress.errors import Infeasible, UsageError
-from compress.graph import Graph, read
+from compress.graph import Graph
 from compress.lab import Method
 from compress.methods.adenel import AdeNeL
 from compress.methods.l1 import L1
 from compress.methods.scratch import Scratch
 from compress.settings import Recipe
 from compress.structure import construct
-from compress.surgery import survey
+from compress.surgery import Hold, Surgeon, survey
 from compress.units import MEMORY, show
 from compress.weights import fill, read_weights
 
-METHODS: dict[str, Callable[[Any, Recipe], Method[Any]]] = {
-    "adenel": lambda settings, said: AdeNeL(settings, said.align),
-    "l1": lambda settings, said: L1(settings, said.align),
-    "scratch": lambda settings, said: Scratch(settings, said.folder),
+METHODS: dict[str, Callable[[Any, Recipe, int], Method[Any]]] = {  # settings, recipe, and the place in its steps
+    "adenel": lambda settings, said, at: AdeNeL(settings, said.align, after=at > 0),
+    "l1": lambda settings, said, at: L1(settings, said.align),
+    "scratch": lambda settings, said, at: Scratch(settings, said.folder),
 }
 # Of known sets a plan needs nothing but this: no download for a budget that cannot be kept.
 SHAPES = {
@@ -46,22 +46,49 @@ SHAPES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Floor:
+    """The smallest network that a step of a recipe can make, and what it may use."""
+
+    method: str
+    budget: Budget
+    graph: Graph
+
+    @property
+    def cost(self) -> Cost:
+        """What it costs."""
+        return self.graph.price.cost(self.graph.widths)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is known before any training."""
 
     recipe: Recipe
     graph: Graph  # of the full network
     base: Cost  # the full network's
-    floor: Cost  # the smallest network that the method can make
-    floors: Mapping[str, int]  # its widths, by space
-    seed: Cost  # the one it starts from
-    seeds: Mapping[str, int]  # its widths, by space
+    first: Graph  # of the one that the first method starts from
     budget: Budget
+    steps: tuple[Floor, ...]  # of each method in turn
+
+    @property
+    def smallest(self) -> Graph:
+        """Of the smallest network that the methods can make."""
+        return self.steps[-1].graph
+
+    @property
+    def floor(self) -> Cost:
+        """The cost of the smallest network."""
+        return self.steps[-1].cost
+
+    @property
+    def seed(self) -> Cost:
+        """The cost of the network to start from."""
+        return self.first.price.cost(self.first.widths)
 
     @property
     def feasible(self) -> bool:
-        """Whether the smallest network keeps the budget."""
-        return self.budget.holds(self.floor)
+        """Whether the smallest network keeps the budget, and that of every step its share."""
+        return all(step.budget.holds(step.cost) for step in self.steps)
 
     def verdict(self) -> str:
         """One sentence: feasible or not, and by how much."""
@@ -76,17 +103,18 @@ class Plan:
             raise Infeasible(f"The budget is below the floor: {self._why_not()}.")
 
     def _why_not(self) -> str:
-        said = "; ".join(
-            f"{limit.text} is less than {show(self.floor.of(limit.unit), limit.unit)}"
-            for limit in self.budget.hard
-            if self.floor.of(limit.unit) > limit.limit
-        )
+        step = next(step for step in self.steps if not step.budget.holds(step.cost))
+        cost, least = step.cost, step.graph
+        over = [limit for limit in step.budget.hard if cost.of(limit.unit) > limit.limit]
+        said = "; ".join(f"{limit.text} is less than {show(cost.of(limit.unit), limit.unit)}" for limit in over)
         spaces = sorted(self.graph.spaces.items(), key=lambda item: -item[1].width)
-        held = [f"{name} ({s.width})" for name, s in spaces if self.floors.get(name, s.width) == s.width > 1]
+        now = {name: space.width for name, space in least.spaces.items()}
+        held = [f"{name} ({s.width})" for name, s in spaces if now.get(name) == s.width > 1]
         kept = f"; what keeps its width: {', '.join(held[:4])}{', ...' * (len(held) > 4)}" if held else ""
-        full = any(limit.unit == MEMORY and self.floor.memory > limit.limit for limit in self.budget.hard)
-        peak = f" (most activations live at {self.graph.price.peak(self.floors)})" if full else ""
-        return f"{said}, the smallest network that this recipe can make{peak}{kept}"
+        full = any(limit.unit == MEMORY for limit in over)
+        peak = f" (most activations live at {least.price.peak(least.widths)})" if full else ""
+        maker = step.method if len(self.steps) > 1 else "this recipe"
+        return f"{said}, the smallest network that {maker} can make{peak}{kept}"
 
 
 def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: Mapping[str, str] | None = None) -> Plan:
@@ -102,7 +130,7 @@ def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: M
 def full_model(said: Recipe) -> nn.Module:
     """The full network with the weights that the recipe names, else with those of its factory."""
     model = construct(said.model.factory, said.model.args, said.folder)
-    if said.model.weights is not None and method_of(said).keeps_weights:  # else the plan refuses them
+    if said.model.weights is not None and methods_of(said)[0].keeps_weights:  # else the plan refuses them
         path = said.folder / Path(said.model.weights).expanduser()
         fill(model, read_weights(path), exact=True)
     return model
@@ -110,18 +138,25 @@ def full_model(said: Recipe) -> nn.Module:
 
 def draw_up(said: Recipe, model: nn.Module, shape: tuple[int, ...]) -> Plan:
     """The plan of a recipe for a model that is built already."""
-    method = method_of(said)
-    if not method.keeps_weights:
+    methods = methods_of(said)
+    if not methods[0].keeps_weights:
         _refuse_drawing_anew(said, model)
-    graph, base = survey(model, shape, _held(said, model, shape)), measure(model, shape)
-    price = graph.price
-    floors, seeds = method.floor_widths(graph), method.seed_widths(graph)
-    return Plan(said, graph, base, price.cost(floors), floors, price.cost(seeds), seeds, said.limits(base))
+    hold = held(said, model)
+    graph, base = survey(model, shape, hold), measure(model, shape)
+    budget = said.limits(base)
+    full = Surgeon(model, graph, hold=hold)
+    first, least = full.sketch(), full.sketch()
+    methods[0].first(first)
+    steps = []
+    for settings, share, method in zip(said.methods, said.shares, methods, strict=True):
+        method.smallest(least)
+        steps.append(Floor(settings.name, budget.scaled(share), least.graph))
+    return Plan(said, graph, base, first.graph, budget, tuple(steps))
 
 
 def _refuse_drawing_anew(said: Recipe, model: nn.Module) -> None:
     """Weights that somebody wants to keep must not be lost to a method that draws all of them."""
-    name = said.method.name
+    name = said.methods[0].name
     if said.model.weights is not None:
         raise UsageError(
             f"model.weights: {name} draws all weights anew; leave the key out, or write method: {{name: l1}}"
@@ -133,11 +168,14 @@ def _refuse_drawing_anew(said: Recipe, model: nn.Module) -> None:
         )
 
 
-def _held(said: Recipe, model: nn.Module, shape: tuple[int, ...]) -> dict[str, str]:
-    """The spaces that `include` and `exclude` keep as they are, each with its reason."""
+def held(said: Recipe, model: nn.Module) -> Hold | None:
+    """What `include` and `exclude` keep as it is; None where they keep nothing.
+
+    Raises UsageError for a pattern that matches no module.
+    """
     include, exclude = said.model.include, said.model.exclude
     if include == ("*",) and not exclude:
-        return {}
+        return None
     modules = [name for name, _ in model.named_modules() if name]
     for key, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
@@ -145,21 +183,26 @@ def _held(said: Recipe, model: nn.Module, shape: tuple[int, ...]) -> dict[str, s
                 near = difflib.get_close_matches(pattern, modules, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"they begin with {', '.join(modules[:3])}"
                 raise UsageError(f"model.{key}: {pattern!r} matches no module of {said.model.factory}; {hint}")
-    held = {}
-    for name, space in read(model, shape).spaces.items():
+    return lambda graph: _kept(graph, include, exclude)
+
+
+def _kept(graph: Graph, include: Sequence[str], exclude: Sequence[str]) -> dict[str, str]:
+    """The spaces of a graph that these patterns keep as they are, each with its reason."""
+    kept = {}
+    for name, space in graph.spaces.items():
         for tensor in dict.fromkeys(tensor for tensor, _ in space.producers):
             parts = tensor.split(".")[:-1]
             paths = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]  # a module holds its children
             if out := [p for p in exclude if any(fnmatch.fnmatchcase(path, p) for path in paths)]:
-                held[name] = f"model.exclude: {out[0]}"
+                kept[name] = f"model.exclude: {out[0]}"
             elif not any(fnmatch.fnmatchcase(path, p) for p in include for path in paths or [""]):
-                held.setdefault(name, "model.include names other modules")
-    return held
+                kept.setdefault(name, "model.include names other modules")
+    return kept
 
 
-def method_of(said: Recipe) -> Method[Any]:
-    """The method that the recipe names, with its hyper-parameters."""
-    return METHODS[said.method.name](said.method, said)
+def methods_of(said: Recipe) -> list[Method[Any]]:
+    """The methods that the recipe names, with their hyper-parameters."""
+    return [METHODS[settings.name](settings, said, at) for at, settings in enumerate(said.methods)]
 
 
 def known_shape(said: Recipe) -> tuple[int, ...] | None:

@@ -56,10 +56,12 @@ def dump(recipe: Recipe) -> str:
     It names no path of the machine: paths inside the recipe's folder become relative, of others the name is kept.
     """
     said = recipe.model_dump(mode="json")
-    for keys in _PATHS | {_FACTORY}:
+    steps = [("steps", str(number), "like") for number in range(len(recipe.steps or ()))]
+    for keys in [*_PATHS, _FACTORY, *steps]:
         section = said.get(keys[0]) or {}
-        if isinstance(text := section.get(keys[1]), str):
-            section[keys[1]] = _with_path(text, keys, lambda path: _portable(path, recipe.folder))
+        section = section[int(keys[1])] if keys in steps else section
+        if isinstance(text := section.get(keys[-1]), str):
+            section[keys[-1]] = _with_path(text, keys, lambda path: _portable(path, recipe.folder))
     return yaml.dump(said, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -207,21 +209,34 @@ def _override(said: dict[str, Any], places: dict[Keys, str], key: str, text: str
         _override(said, places, "data.source", _SHORT[keys], folder)
         keys = ("data", "path")
     value: Any = text
-    if keys in _PATHS:
+    if keys in _PATHS or (keys[0] == "steps" and keys[2:] == ("like",)):
         value = _from_here(text, folder) if text not in ("", "~", "null") else None
     elif keys == _FACTORY:
         value = _with_path(text, keys, lambda path: _from_here(path, folder))
     else:
         value = _parse(text, f"--set {key}", None)
+    here: Any = said
     for depth, name in enumerate(keys[:-1], start=1):
-        if said.get(name) is None:
-            said[name] = {}
+        at = _entry(here, name, key)
+        if isinstance(here, dict) and here.get(at) is None:
+            here[at] = {}
             _place(places, keys[:depth], "--set")
-        if not isinstance(said[name], dict):
-            raise UsageError(f"--set: {key}: '{'.'.join(keys[:depth])}' is {_short(said[name])} and has no keys below.")
-        said = said[name]
-    said[keys[-1]] = value
+        if depth == 2 and keys[0] == "steps" and isinstance(here[at], str):
+            here[at] = {"name": here[at]}
+        if not isinstance(here[at], dict | list):
+            raise UsageError(f"--set: {key}: '{'.'.join(keys[:depth])}' is {_short(here[at])} and has no keys below.")
+        here = here[at]
+    here[_entry(here, keys[-1], key)] = value
     _place(places, keys, "--set")
+
+
+def _entry(table: Any, name: str, key: str) -> str | int:
+    """A name in a table, or the number of an entry in a list."""
+    if not isinstance(table, list):
+        return name
+    if not name.isdecimal() or int(name) >= len(table):
+        raise UsageError(f"--set: {key}: {name!r} is no entry of a list of {len(table)}; they are numbered from 0.")
+    return int(name)
 
 
 def _place(places: dict[Keys, str], keys: Keys, place: str) -> None:
@@ -253,8 +268,9 @@ def _portable(text: str, folder: Path) -> str:
 
 def _sentence(error: ErrorDetails, said: Any, places: dict[Keys, str]) -> str:
     loc = [str(part) for part in error["loc"]]
-    if len(loc) > 1 and loc[0] == "method":  # pydantic names the method between the two keys
-        del loc[1]
+    named = {"method": 1, "steps": 2}.get(loc[0] if loc else "", 0)
+    if named and len(loc) > named:  # pydantic names the method between the two keys
+        del loc[named]
     if error["type"].startswith("union_tag"):
         loc.append("name")
     keys = tuple(loc)
@@ -311,11 +327,16 @@ def _schema_of(loc: tuple[int | str, ...]) -> dict[str, Any]:
     whole = schema()
     here = whole
     for part in loc:
+        if isinstance(part, int):
+            here = here["items"]
+            continue
         inner = here["discriminator"]["mapping"] if "discriminator" in here else here["properties"]
         here = inner[part] if isinstance(inner[part], dict) else {"$ref": inner[part]}
         for option in here.get("anyOf", [here]):
             if "$ref" in option:
                 here = {**whole["$defs"][option["$ref"].rpartition("/")[2]], **here}
+            elif option.keys() & {"items", "discriminator"}:
+                here = {**option, **here}
     return here
 
 

@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from compress.errors import ArtifactError, Interrupted, UsageError
 from compress.export import report
 from compress.export.verify import verify
 from compress.lab import Lab, Method
-from compress.plan import Plan, draw_up, full_model, images, known_shape, method_of
+from compress.plan import Plan, draw_up, full_model, held, images, known_shape, methods_of
 from compress.settings import Recipe
 from compress.surgery import Surgeon
 from compress.workplace import RESULT, UNWRITABLE, claim, default_out, publish
@@ -82,11 +82,11 @@ def run(
         lab, planned = prepare(said, device, heard)
         if resume and not (work / checkpoint.FILE).exists():
             tell("warning", text=f"nothing was saved in {work}: starting afresh")
-        resumed = develop(lab, method_of(said), work, heard)
+        resumed = develop(lab, methods_of(said), work, heard)
         story = tell_story(lab, planned, resumed, shlex.join(command))
         result = work / RESULT
         result.mkdir()
-        told = deliver(lab.model, said, lab.data, lab.budget, result, story, lambda: time.monotonic() - started, heard)
+        told = deliver(lab.model, said, lab.data, lab.whole, result, story, lambda: time.monotonic() - started, heard)
         stop.check()
         publish(work, result, target)
     return Result(target, told)
@@ -105,34 +105,42 @@ def prepare(said: Recipe, device: str, tell: Callable[..., None]) -> tuple[Lab, 
     if tuple(shape) != tuple(data.shape):
         raise UsageError(f"model.input is {list(shape)}, but the images of {data.name} are {list(data.shape)}")
     check_output(model, data)
-    lab = Lab(model, Surgeon(model, planned.graph), data, said, planned.budget, place, tell)
+    surgeon = Surgeon(model, planned.graph, hold=held(said, model))
+    lab = Lab(model, surgeon, data, said, planned.budget, place, tell)
     lab.place()
     tell("plan", plan=planned, data=data)
     return lab, planned
 
 
-def develop(lab: Lab, method: Method[Any], work: Path, tell: Callable[..., None]) -> int | None:
-    """Method steps until the method is done, each followed by a checkpoint; the step it resumed from, if it did."""
+def develop(lab: Lab, methods: Sequence[Method[Any]], work: Path, tell: Callable[..., None]) -> int | None:
+    """Steps of each method until it is done, each followed by a checkpoint; the step it resumed from, if it did."""
     saved = checkpoint.load(work)
     if saved is None:
-        if method.keeps_weights:
+        resumed = None
+        lab.enter(0)
+        if methods[0].keeps_weights:
             lab.note("start", val=lab.score().accuracy, widths=lab.widths)
-        state, resumed = method.init(lab), None
+        state = methods[0].init(lab)
     else:
         _refuse_another(saved.state["run"], lab)
         lab.reopen(saved.state["books"])
-        state, resumed = method.load(saved.state["method"]), lab.step
-        method.ready(lab, state)
+        state, resumed = methods[lab.at].load(saved.state["method"]), lab.step
+        methods[lab.at].ready(lab, state)
         checkpoint.restore(saved, lab.model, lab.optimizer)
         lab.place()
         tell("resumed", step=resumed)
         _compare_machines(saved.state["machine"], lab)
-    while (why := method.done(lab, state)) is None:
-        state = method.step(lab, state)
-        books = {"run": _run_of(lab), "machine": _machine(lab), "books": lab.books(), "method": asdict(state)}
-        checkpoint.save(work, lab.model, lab.optimizer, books)
-    tell("developed", why=why)
-    return resumed
+    while True:
+        method = methods[lab.at]
+        while (why := method.done(lab, state)) is None:
+            state = method.step(lab, state)
+            books = {"run": _run_of(lab), "machine": _machine(lab), "books": lab.books(), "method": asdict(state)}
+            checkpoint.save(work, lab.model, lab.optimizer, books)
+        lab.leave(why)
+        if lab.at + 1 == len(methods):
+            return resumed
+        lab.enter(lab.at + 1)
+        state = methods[lab.at].init(lab)
 
 
 def tell_story(lab: Lab, planned: Plan, resumed: int | None, command: str) -> Story:
@@ -153,6 +161,8 @@ def tell_story(lab: Lab, planned: Plan, resumed: int | None, command: str) -> St
             name=said.baseline.name or f"{said.model.factory} for {said.baseline.epochs:g} epochs",
         ),
         history=lab.history,
+        steps=lab.steps,
+        depths=lab.depths,
         resumed=resumed,
     )
 

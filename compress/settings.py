@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateA
 from compress import budget as budgets
 from compress.errors import UsageError
 from compress.keys import Count, Duration, Keys, NotNegative, Part, Positive, Span, Whole, number
-from compress.method_settings import Method
+from compress.method_settings import SHARES, Method
 
 
 def _held_out(said: float) -> float:
@@ -48,6 +48,10 @@ def _budget(said: Any) -> Any:
         except UsageError as error:
             raise ValueError(str(error)) from None
     return said
+
+
+def _named(said: Any) -> Any:
+    return [{"name": step} if isinstance(step, str) else step for step in said] if isinstance(said, list) else said
 
 
 class Model(Keys):
@@ -191,8 +195,11 @@ class Recipe(Keys):
     """The images."""
     train: Train = Train()
     """The optimizer."""
-    method: Method
-    """How the network becomes compact."""
+    method: Method | None = None
+    """How the network becomes compact; required, unless 'steps' says it."""
+    steps: Annotated[tuple[Method, ...] | None, BeforeValidator(_named)] = None
+    """Several methods, one after the other, by name or as what 'method' takes: each goes on with the network that the
+    one before it left. null: just 'method'."""
     budget: Annotated[str | tuple[str | Stated, ...] | None, BeforeValidator(_budget)] = None
     """What the result may cost, all limits at once; null: the command line says it."""
     align: Annotated[
@@ -213,6 +220,28 @@ class Recipe(Keys):
     """Number that all randomness starts from, below 2**32; any will do."""
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _has_methods(self) -> Self:
+        if (self.method is None) == (not self.steps):
+            raise ValueError("write method: {name: adenel}, or several as steps: [autogrow, adenel], and not both")
+        if self.method is not None and self.method.share is not None:
+            raise ValueError("method.share: one method has the whole budget; leave the key out, or write steps")
+        return self
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods in their order."""
+        return (self.method,) if self.method is not None else self.steps or ()
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The part of the budget that each method's net may take."""
+        shares: list[float] = []
+        for at, method in reversed(list(enumerate(self.methods))):
+            usual = shares[0] * SHARES[self.methods[at + 1].name] if shares else 1.0
+            shares.insert(0, usual if method.share is None else method.share)
+        return tuple(shares)
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""What is needed to build a compact network again: its factory, the factory's arguments, and the shapes of its tensors.
+"""What is needed to build a compact network again: factory, arguments, depths, and the shapes of its tensors.
 
 A state, not a history: the shapes stand in the header of the safetensors file anyway, so about 200 bytes of JSON are
 enough.
@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from compress.errors import ArtifactError, UsageError
+from compress.stages import Depths, arrange
 from compress.surgery import fit
 
 
@@ -28,18 +29,24 @@ class Structure:
     factory: str  # "package.module:callable" or "./file.py:callable"
     args: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    depths: Depths = field(default_factory=dict)  # children of the containers in which blocks were added or left out
 
     @classmethod
-    def read(cls, model: nn.Module, factory: str, args: Mapping[str, Any]) -> Structure:
+    def read(cls, model: nn.Module, factory: str, args: Mapping[str, Any], depths: Depths | None = None) -> Structure:
         """The structure of a live model that this factory made and surgery changed."""
-        return cls(factory, dict(args), {name: tuple(t.shape) for name, t in model.state_dict().items()})
+        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        return cls(factory, dict(args), shapes, {path: tuple(names) for path, names in (depths or {}).items()})
 
     def build(self, make: Callable[..., nn.Module] | None = None, folder: Path | None = None) -> nn.Module:
         """A fresh module of these shapes, its numbers undefined. `make` stands in for importing the factory.
 
-        Raises ArtifactError where the factory's model has other tensors than the shapes name.
+        Raises ArtifactError where the factory's model has other tensors than the shapes name, or no such depths.
         """
         model = construct(make or self.factory, self.args, folder)
+        try:
+            arrange(model, self.depths)
+        except UsageError as error:
+            raise ArtifactError(f"{self.factory} does not build the stored network: {error}") from None
         try:
             fit(model, {name: shape for name, shape in self.shapes.items()})
         except KeyError as error:
@@ -48,7 +55,12 @@ class Structure:
 
     def to_json(self) -> dict[str, Any]:
         """What the metadata of a safetensors file holds; the shapes are in its header already."""
-        return {"factory": self.factory, "args": dict(self.args), "depths": {}, "cuts": []}
+        return {
+            "factory": self.factory,
+            "args": dict(self.args),
+            "depths": {path: list(names) for path, names in self.depths.items()},
+            "cuts": [],
+        }
 
     @classmethod
     def from_file(cls, path: Path) -> Structure:
@@ -66,8 +78,9 @@ class Structure:
             raise ArtifactError(f"{path.name} is not a readable safetensors file: {error}") from None
         try:
             said = json.loads(metadata["compress"])["structure"]
-            return cls(said["factory"], said["args"], shapes)
-        except (KeyError, TypeError, ValueError):
+            depths = {str(path): tuple(map(str, names)) for path, names in said["depths"].items()}
+            return cls(said["factory"], said["args"], shapes, depths)
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise ArtifactError(
                 f"{path.name} does not say how its network is built (no structure in its metadata), "
                 "so it was not written by compress; name the factory that builds it"

@@ -9,7 +9,7 @@ the old shape: a new Parameter takes the old one's place in the module and in th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from compress.errors import UsageError
 from compress.flow import Ints
 from compress.graph import Edit, Graph, read
+from compress.stages import Depths, arrange
 from compress.trace import Shape, ghost, say
 
 Columns = Literal["zero", "kaiming"]
+Hold = Callable[[Graph], Mapping[str, str]]  # spaces that stay as they are, each with its reason
 
 
 def take(tensor: Tensor, dim: int, source: Ints) -> Tensor:
@@ -40,10 +42,21 @@ class Surgeon:
     its state follow every edit: each live parameter stays in exactly one group.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        optimizer: torch.optim.Optimizer | None = None,
+        hold: Hold | None = None,
+    ) -> None:
         self.model = model
         self.graph = graph
         self.optimizer = optimizer
+        self.hold = hold  # of a graph that was read anew: which spaces stay as they are
+
+    def sketch(self) -> Surgeon:
+        """The same on a copy of the model without numbers: what an edit would come to, before it is done."""
+        return Surgeon(ghost(self.model), self.graph, hold=self.hold)
 
     def widen(self, space: str, by: int, *, columns: Columns = "zero", seed: int = 0) -> None:
         """Add `by` channels to a space.
@@ -59,6 +72,28 @@ class Surgeon:
     def narrow(self, space: str, keep: Sequence[int]) -> None:
         """Keep these channels of a space and remove the others; exact where what reads the others is zero."""
         self.apply(self.graph.narrow(space, keep))
+
+    def resize(
+        self, widths: Mapping[str, int], *, columns: Columns = "zero", seed: Callable[[str], int] = lambda _: 0
+    ) -> None:
+        """Give spaces these widths: the first channels stay as they are, new ones come behind them."""
+        for name, width in widths.items():
+            now = self.graph.widths[name]
+            if width > now:
+                self.widen(name, width - now, columns=columns, seed=seed(name))
+            elif width < now:
+                self.narrow(name, range(width))
+
+    def arrange(self, depths: Depths, templates: Mapping[str, nn.Module] | None = None) -> list[str]:
+        """Give containers these children, as `stages.arrange` does, and look at the model again; the new blocks' paths.
+
+        The optimizer holds a new block's parameters where it holds their like in the block before it.
+        """
+        groups = self._groups()
+        new = arrange(self.model, depths, templates)
+        self._regroup(groups, depths)
+        self.graph = survey(self.model, self.graph.shape, self.hold)
+        return new
 
     def apply(self, edit: Edit, *, columns: Columns = "zero", seed: int = 0) -> None:
         """Carry out an edit that `graph` planned."""
@@ -94,15 +129,52 @@ class Surgeon:
                     self.optimizer.state[swaps[id(old)]] = moved
         self.graph = edit.after
 
+    def _groups(self) -> dict[str, int]:
+        """The number of the optimizer's group that holds each parameter."""
+        groups = self.optimizer.param_groups if self.optimizer else []
+        homes = {id(parameter): number for number, group in enumerate(groups) for parameter in group["params"]}
+        return {name: homes[id(p)] for name, p in self.model.named_parameters() if id(p) in homes}
 
-def survey(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None) -> Graph:
+    def _regroup(self, homes: Mapping[str, int], depths: Depths) -> None:
+        """Put every live parameter into the group of its like; those that are gone leave with their state."""
+        if self.optimizer is None:
+            return
+        live = dict(self.model.named_parameters())
+        members: list[list[nn.Parameter]] = [[] for _ in self.optimizer.param_groups]
+        known = dict(homes)
+        for name, parameter in live.items():
+            if name not in known:
+                known[name] = known[_like(name, depths, known)]
+            members[known[name]].append(parameter)
+        for group, mine in zip(self.optimizer.param_groups, members, strict=True):
+            group["params"] = mine
+        kept = {id(parameter) for parameter in live.values()}
+        for gone in [held for held in self.optimizer.state if id(held) not in kept]:
+            del self.optimizer.state[gone]
+
+
+def _like(name: str, depths: Depths, known: Mapping[str, int]) -> str:
+    """Of a new block's parameter, the one of the same name in the nearest block before it that has one."""
+    for container, children in depths.items():
+        inside = name.removeprefix(f"{container}.") if container else name
+        child, _, rest = inside.partition(".")
+        if name.startswith(container) and child in children:
+            for before in reversed(children[: list(children).index(child)]):
+                if (like := f"{container}.{before}.{rest}".removeprefix(".")) in known:
+                    return like
+    raise UsageError(f"{name} has no like in the blocks before it, so the optimizer cannot take it in")
+
+
+def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:
     """Read a module and try its free spaces on a copy without numbers: wider, it must run and read as foretold.
 
     A space that does not (a forward pass with a baked-in channel count) is frozen, with what Python said as the reason.
-    `hold` names spaces that stay as they are, each with its reason. Raises UsageError as `graph.read` does.
+    `held` says which spaces of a graph stay as they are, each with its reason. Raises UsageError as `graph.read` does.
     """
-    hold = dict(hold or {})
-    graph = read(model, shape, hold)
+    graph = read(model, shape)
+    hold = dict(held(graph)) if held else {}
+    if hold:
+        graph = read(model, shape, hold)
     # Each by another number, two apart for the sake of halves: spaces must not hide that they only change together.
     amounts = {name: 2 * number + 3 for number, name in enumerate(graph.free)}
     if _broken(model, graph, amounts, hold) is None:

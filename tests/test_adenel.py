@@ -15,7 +15,7 @@ from compress.errors import UsageError
 from compress.lab import Lab
 from compress.method_settings import PUBLISHED, Adenel, Tune
 from compress.methods.adenel import AdeNeL, State
-from compress.plan import method_of
+from compress.plan import methods_of
 from compress.run import develop, prepare
 from compress.settings import Recipe
 from compress.train import lr_at
@@ -54,7 +54,7 @@ def build(pictures: Path) -> Build:
         keys = {"model": model, "data": data, "train": {"batch": 16}, "budget": "10MMACs", "method": method, **others}
         recipe = Recipe.model_validate(keys)
         lab, _ = prepare(recipe, "cpu", silent)
-        return lab, cast(AdeNeL, method_of(recipe))
+        return lab, cast(AdeNeL, methods_of(recipe)[0])
 
     return make
 
@@ -94,13 +94,13 @@ def test_the_seed_is_narrow_where_a_convolution_is_judged_and_full_elsewhere(
     lab, method = build(args=net, seed_width=seed_width, align_=align)
     method.init(lab)
     assert list(lab.widths.values()) == [*convs, 20]
-    floors = method.floor_widths(lab.surgeon.graph)
+    floors = method._narrow(lab.surgeon.graph, method.align)
     assert list(floors.values()) == [min(align, convs[0]), align, align, 20]
 
 
 def test_a_budget_smaller_than_the_seed_starts_landed(build: Build) -> None:
     whole, method = build(args=DEEP, seed_width=16)
-    seed = whole.surgeon.graph.price.cost(method.seed_widths(whole.surgeon.graph))
+    seed = whole.surgeon.graph.price.cost(method.seeds(whole.surgeon.graph))
     lab, method = build(args=DEEP, seed_width=16, budget_=f"{seed.params // 2}params")
     state = method.init(lab)
     assert (state.phase, state.why) == ("tune", "the seed fills the budget")
@@ -371,7 +371,7 @@ def test_the_default_preset_fills_its_budget_on_digits(tmp_path: Path) -> None:
     }
     recipe = Recipe.model_validate(keys)
     lab, plan = prepare(recipe, "cpu", silent)
-    develop(lab, method_of(recipe), tmp_path, silent)
+    develop(lab, methods_of(recipe), tmp_path, silent)
     macs = [line["macs"] for line in lab.history]
     assert [line["event"] for line in lab.history][:2] == ["seed", "round"]
     assert macs == sorted(macs)
@@ -385,7 +385,7 @@ def test_the_published_preset_runs_from_end_to_end_as_published(build: Build, tm
     said = method.settings.model_dump(mode="json")
     assert {key: said[key] for key in PUBLISHED} == {**PUBLISHED, **changed}
     assert said["tune"] == {"epochs": 1, "schedule": "steps", "lr": None, "warmup": 0}
-    develop(lab, method, tmp_path, silent)
+    develop(lab, [method], tmp_path, silent)
     rounds = [line for line in lab.history if line["event"] == "round"]
     width = dict(rounds[-2]["widths"])
     assert len(rounds) > 1

@@ -23,7 +23,7 @@ from compress.errors import UsageError
 NURSERY = """
 import json, os, signal, sys, torch
 from pathlib import Path
-from compress.plan import method_of
+from compress.plan import methods_of
 from compress.run import develop, prepare
 from compress.settings import Recipe
 
@@ -51,7 +51,7 @@ def live(said, folder, threads, death):
             die()
     torch.set_num_threads(threads)
     lab, _ = prepare(said, "cpu", tell)
-    develop(lab, Mortal(method_of(said), 1 if death == "after a checkpoint" else 10**9), folder, tell)
+    develop(lab, [Mortal(methods_of(said)[0], 1 if death == "after a checkpoint" else 10**9)], folder, tell)
 
 def end_of(*life):
     child = os.fork()

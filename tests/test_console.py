@@ -19,7 +19,6 @@ PLANNED = SimpleNamespace(
     seed=Cost(8, 800, 800, 80),
     recipe=SimpleNamespace(
         model=SimpleNamespace(factory="shop:net"),
-        method=SimpleNamespace(name="adenel", tune=SimpleNamespace(epochs=10)),
         train=SimpleNamespace(metric=None),
     ),
 )
@@ -31,7 +30,9 @@ DIGITS = SimpleNamespace(
     batch=50,
     steps_per_epoch=20,
 )
+METHOD = {"settings": SimpleNamespace(name="adenel", tune=SimpleNamespace(epochs=10)), "share": 1.0}
 NOTE: dict[str, Any] = {
+    "used": 0.5,
     "event": "round",
     "step": 45,
     "macs": 2000,
@@ -40,6 +41,9 @@ NOTE: dict[str, Any] = {
     "loss": 1.25,
     "val": 0.875,
 }
+
+
+BARE: dict[str, Any] = {"used": 0.5, "event": "tune", "step": 9, "macs": 1, "params": 2}
 
 
 class Terminal(io.StringIO):
@@ -65,6 +69,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 STORY: list[tuple[str, dict[str, Any]]] = [
     ("plan", {"plan": PLANNED, "data": DIGITS}),
+    ("method", METHOD),
     ("resumed", {"step": 40}),
     ("progress", {"step": 1, "steps": 5, "loss": 2.0, "images_per_second": 100.0}),
     ("note", {**NOTE, "widths": {"a": 4, "b": 16}}),
@@ -82,9 +87,9 @@ def test_a_log_has_one_line_an_event_and_no_control_characters() -> None:
     assert lines[0] == "digits: images 1 x 8 x 8 in 10 classes, 1,000 train, 400 val"
     assert lines[1] == "shop:net: 9.0 kMACs, 90 params; starts at 800 MACs, 8 params; budget 4000MACs"
     assert lines[2] == "resumed from step 40"
-    assert lines[3].split() == ["event", "step", "MACs", "params", "budget", "loss", "val", "widths"]
+    assert lines[3].split() == ["event", "step", "MACs", "params", "budget", "loss", "val", "size"]
     assert lines[4].split("  ")[0] == "round 3"
-    assert lines[4].endswith("50.00%   1.2500   87.50%  4 16")  # (4 + 16) * 100 MACs of 4000
+    assert lines[4].endswith("50.00%   1.2500   87.50%  4 16")
     assert lines[5:] == [
         "warning: threads was 2 and is 1",
         "training ended: the budget is filled",
@@ -93,12 +98,23 @@ def test_a_log_has_one_line_an_event_and_no_control_characters() -> None:
 
 
 def test_columns_stand_under_their_names_whatever_is_known() -> None:
-    events = [("note", {**NOTE, "widths": {"a": 4}}), ("note", {"event": "tune", "step": 9, "macs": 1, "params": 2})]
+    events = [("note", {**NOTE, "widths": {"a": 4}}), ("note", BARE)]
     head, full, bare = shown(events).splitlines()
     assert (
         head.index("MACs") + len("MACs") == full.index("kMACs") + len("kMACs") == bare.index("1 MACs") + len("1 MACs")
     )
-    assert bare.split() == ["tune", "9", "1", "MACs", "2", "params"]
+    assert bare.split() == ["tune", "9", "1", "MACs", "2", "params", "50.00%"]
+
+
+def test_a_network_whose_depth_is_what_changes_is_shown_by_its_depths() -> None:
+    text = shown([("note", {**BARE, "widths": {"a": 4}, "depths": {"stage1": 3, "stage2": 12}})])
+    assert text.splitlines()[-1].split()[-1] == "3-12"
+
+
+def test_each_of_several_steps_is_announced_with_its_part_of_the_budget() -> None:
+    events = [("method", {**METHOD, "share": 0.5}), ("note", BARE), ("method", METHOD)]
+    lines = shown(events).splitlines()
+    assert (lines[0], lines[-1]) == ("adenel, within 0.5 of the budget:", "adenel, within 1 of the budget:")
 
 
 def test_a_terminal_sees_the_same_lines_and_one_that_moves(terminal: Terminal) -> None:
@@ -112,8 +128,7 @@ def test_a_terminal_sees_the_same_lines_and_one_that_moves(terminal: Terminal) -
 
 def test_the_time_left_is_that_of_all_epochs_once_the_last_stage_has_begun(terminal: Terminal) -> None:
     ahead = {"step": 10, "steps": 20, "loss": 2.0, "images_per_second": 100.0}
-    tuned = {"event": "tune", "step": 9, "macs": 1, "params": 2, "epoch": 7.0}
-    text = shown([STORY[0], ("note", tuned), ("progress", ahead)], terminal)
+    text = shown([*STORY[:2], ("note", {**BARE, "epoch": 7.0}), ("progress", ahead)], terminal)
     assert "100 images/s  0:25 left" in text  # 3 epochs of 20 steps, less 10, of 50 images
 
 

@@ -204,7 +204,7 @@ def assert_exact(make: Callable[[], nn.Module], shape: Shape) -> None:
     assert gap(narrow.model(*inputs(shape)), before) <= 1e-10
     for surgeon in (wide, narrow):
         assert graph.price.cost(surgeon.graph.widths) == measure(surgeon.model, shape)
-        assert surgeon.graph.alike(survey(surgeon.model, shape, why(graph)))
+        assert surgeon.graph.alike(survey(surgeon.model, shape, lambda _: why(graph)))
         again = make().double().eval()
         fit(again, {name: tuple(tensor.shape) for name, tensor in surgeon.model.state_dict().items()})
         again.load_state_dict(surgeon.model.state_dict())

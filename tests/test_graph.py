@@ -204,7 +204,7 @@ def test_survey_finds_spaces_that_only_change_together() -> None:
 
 
 def test_held_spaces_stay_for_the_reason_given() -> None:
-    graph = survey(Net(lambda s, y: y), SHAPE, {"a": "because"})
+    graph = survey(Net(lambda s, y: y), SHAPE, lambda _: {"a": "because"})
     assert (graph.free, graph.spaces["a"].frozen) == (("b",), "because")
     with pytest.raises(UsageError, match="no space named 'c' to hold; the spaces are a, b, fc"):
         read(Net(lambda s, y: y), SHAPE, {"c": "because"})

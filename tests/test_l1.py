@@ -17,7 +17,7 @@ from compress.errors import ArtifactError, Infeasible, UsageError
 from compress.graph import read
 from compress.landing import land
 from compress.methods.l1 import L1, importance
-from compress.plan import method_of, plan
+from compress.plan import methods_of, plan
 from compress.run import develop, prepare, run
 from compress.settings import Recipe
 from compress.structure import construct
@@ -81,7 +81,7 @@ def silent(kind: str, /, **said: object) -> None:
 def test_the_largest_filters_stay_and_the_budget_decides_how_many(shop: Path) -> None:
     lab, planned = prepare(recipe(method={"tune": {"epochs": 0}}), "cpu", silent)
     before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
-    develop(lab, method_of(lab.recipe), shop, silent)
+    develop(lab, methods_of(lab.recipe), shop, silent)
     graph = planned.graph
     widths = land(graph.price, dict.fromkeys(graph.free, 1), graph.widths, planned.budget, ceiling=graph.widths)
     assert lab.widths == widths
@@ -123,13 +123,12 @@ def test_a_network_that_fits_already_comes_out_bit_for_bit(shop: Path) -> None:
 
 
 def test_the_starting_accuracy_is_reported_before_anything_is_changed(shop: Path) -> None:
-    lab, _ = prepare(recipe(), "cpu", silent)
+    lab, planned = prepare(recipe(), "cpu", silent)
     start = lab.score().accuracy
     told = run(recipe(), out="out").report
-    assert told["history"][0] == {
-        "event": "start", "step": 0, "val": start, "macs": told["base"]["macs"], "params": told["base"]["params"],
-        "widths": {"stem": 12, "body.0": 20},
-    }  # fmt: skip
+    where = {"event": "start", "step": 0, "method": "l1", "val": start, "used": lab.budget.utilisation(planned.base)}
+    base = {key: told["base"][key] for key in ("macs", "params")}
+    assert told["history"][0] == {**where, **base, "widths": {"stem": 12, "body.0": 20}}
     assert [line["event"] for line in told["history"][1:]] == ["narrowed", "tune"]
     assert told["verdict"]["code"] == 0
 
@@ -138,7 +137,7 @@ def test_the_starting_accuracy_is_reported_before_anything_is_changed(shop: Path
 def test_several_cuts_end_at_the_widths_of_one(shop: Path, rounds: int) -> None:
     lab, planned = prepare(recipe(method={"rounds": rounds, "round": "1 steps", "tune": {"epochs": 0}}), "cpu", silent)
     seen = []
-    method = method_of(lab.recipe)
+    method = methods_of(lab.recipe)[0]
     assert isinstance(method, L1)
     state = method.init(lab)
     while method.done(lab, state) is None:
@@ -152,14 +151,14 @@ def test_several_cuts_end_at_the_widths_of_one(shop: Path, rounds: int) -> None:
 
 def test_aligned_widths_are_multiples_or_the_full_ones(shop: Path) -> None:
     lab, _ = prepare(recipe(align=8, method={"tune": {"epochs": 0}}), "cpu", silent)
-    develop(lab, method_of(lab.recipe), shop, silent)
+    develop(lab, methods_of(lab.recipe), shop, silent)
     assert all(width % 8 == 0 for width in lab.widths.values())
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(shop: Path) -> None:
     said = recipe(method={"rounds": 2, "round": "3 steps", "tune": {"epochs": 1}}, checkpoint="2 steps")
     whole, _ = prepare(said, "cpu", silent)
-    develop(whole, method_of(said), shop, silent)
+    develop(whole, methods_of(said), shop, silent)
 
     class Stop(Exception):
         pass
@@ -172,9 +171,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(shop: Path) -> None:
     work.mkdir()
     lab, _ = prepare(said, "cpu", stop_late)
     with pytest.raises(Stop):
-        develop(lab, method_of(said), work, stop_late)
+        develop(lab, methods_of(said), work, stop_late)
     again, _ = prepare(said, "cpu", silent)
-    assert develop(again, method_of(said), work, silent)
+    assert develop(again, methods_of(said), work, silent)
     assert again.history == whole.history
     mine, theirs = again.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)

@@ -6,7 +6,7 @@ from torch import nn
 
 from compress.errors import UsageError
 from compress.lab import Lab, decayed
-from compress.plan import method_of
+from compress.plan import methods_of
 from compress.run import prepare
 from compress.settings import Recipe
 
@@ -30,7 +30,7 @@ def lab_of(layout: str = "auto", seed: int = 0, **train: object) -> Lab:
     }
     recipe = Recipe.model_validate(keys)
     lab, _ = prepare(recipe, "cpu", silent)
-    method_of(recipe).init(lab)
+    methods_of(recipe)[0].init(lab)
     return lab
 
 
@@ -128,8 +128,9 @@ def test_the_books_tell_steps_and_what_they_cost_and_can_be_opened_again() -> No
     lab.train(2, lambda step: 0.1)
     lab.note("grown", widths=lab.widths)
     assert (lab.step, lab.spent) == (5, 50 * (3 * small + 2 * lab.cost().macs))
-    cost = {"macs": lab.cost().macs, "params": lab.cost().params}
-    assert lab.history[-1] == {"event": "grown", "step": 5, **cost, "widths": {CONV1: 9, CONV2: 4}}
+    counted = {"macs": lab.cost().macs, "params": lab.cost().params, "used": lab.budget.utilisation(lab.cost())}
+    where = {"event": "grown", "step": 5, "method": "adenel"}
+    assert lab.history[-1] == {**where, **counted, "widths": {CONV1: 9, CONV2: 4}}
     again, _ = prepare(lab.recipe, "cpu", silent)
     again.reopen(lab.books())
     assert again.books() == lab.books()

@@ -22,7 +22,7 @@ from compress import checkpoint
 from compress.errors import ArtifactError, Infeasible, Interrupted, UsageError
 from compress.export.report import SCHEMA
 from compress.models import vgg
-from compress.plan import method_of, plan
+from compress.plan import methods_of, plan
 from compress.run import Result, develop, prepare, run
 from compress.settings import Recipe
 from compress.units import MEMORY, UNITS, show
@@ -175,7 +175,7 @@ def test_the_training_cost_is_the_sum_over_all_steps_of_the_network_at_that_step
 
 def test_the_events_of_a_run_are_told_in_order(finished: Finished) -> None:
     kinds = [kind for kind, _ in finished.events]
-    assert list(dict.fromkeys(kinds)) == ["plan", "note", "progress", "developed", "stage"]
+    assert list(dict.fromkeys(kinds)) == ["plan", "method", "note", "progress", "developed", "stage"]
     assert [said for kind, said in finished.events if kind == "note"] == finished.result.report["history"]
 
 
@@ -193,7 +193,7 @@ def test_no_file_of_a_run_holds_a_pickle(finished: Finished) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equal_seeds_give_equal_weights_and_others_do_not(finished: Finished, tmp_path: Path, seed: int) -> None:
     lab, _ = prepare(recipe(seed=seed), "cpu", silent)
-    develop(lab, method_of(recipe(seed=seed)), tmp_path, silent)
+    develop(lab, methods_of(recipe(seed=seed)), tmp_path, silent)
     with safe_open(str(finished.result.folder / "model.safetensors"), framework="pt") as file:
         known = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors = lab.model.state_dict()

@@ -17,7 +17,7 @@ from compress.graph import Graph
 from compress.lab import Lab
 from compress.methods.scratch import Scratch, widths_of
 from compress.models import densenet, lenet5, resnet_cifar, vgg
-from compress.plan import method_of
+from compress.plan import methods_of
 from compress.run import prepare
 from compress.settings import Recipe
 from compress.structure import Structure
@@ -46,7 +46,7 @@ def lab_of(folder: Path = Path(), budget: str = "10MMACs", **method: Any) -> tup
         "budget": budget,
     }
     recipe = Recipe.model_validate(keys).placed(folder)
-    return prepare(recipe, "cpu", silent)[0], method_of(recipe)
+    return prepare(recipe, "cpu", silent)[0], methods_of(recipe)[0]
 
 
 def saved(path: Path, lab: Lab, factory: str = "compress.models:vgg") -> None:

@@ -29,6 +29,7 @@ from compress.lab import Lab, decayed
 from compress.landing import COLUMNS, land
 from compress.method_settings import Adenel
 from compress.price import Price
+from compress.surgery import Surgeon
 from compress.train import lr_at
 
 LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end
@@ -40,6 +41,7 @@ class State:
     """Where a run stands; with the tensors, all that a restart needs."""
 
     phase: str = "grow"  # "grow", then "tune", then "done"
+    begin: int = 0  # optimizer steps of the run before it
     round: int = 0
     at: int = 0  # optimizer steps into this round, or into tuning
     empty: int = 0  # rounds in a row in which no layer reached tau
@@ -52,14 +54,23 @@ class AdeNeL:
 
     settings: Adenel
     align: int = 1  # widths that growing makes are multiples of this
-    keeps_weights = False
+    after: bool = False  # another step came before this one
 
-    def floor_widths(self, graph: Graph) -> dict[str, int]:
-        """Widths of the smallest net of the family: one filter, or one aligned block, wherever a layer can grow."""
-        return self._narrow(graph, self.align)
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether it grows the net as it is."""
+        return (self.settings.begin or ("present" if self.after else "seed")) == "present"
 
-    def seed_widths(self, graph: Graph) -> dict[str, int]:
-        """Widths to start from: every space that can be judged is narrow, the others keep theirs."""
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Leave one filter, or one aligned block, wherever a layer can grow; a net that is grown as it is stays so."""
+        surgeon.resize(self._narrow(surgeon.graph, self.align))
+
+    def first(self, surgeon: Surgeon) -> None:
+        """Make every space that can be judged narrow; the others keep their widths."""
+        surgeon.resize(self.seeds(surgeon.graph))
+
+    def seeds(self, graph: Graph) -> dict[str, int]:
+        """Widths to start from, where the budget allows them."""
         return self._narrow(graph, up(self.settings.seed_width, self.align))
 
     def _narrow(self, graph: Graph, width: int) -> dict[str, int]:
@@ -67,17 +78,20 @@ class AdeNeL:
         if not names:
             small = "" if self.settings.include_1x1 else " above 1x1 (method.include_1x1: true judges those too)"
             raise UsageError(f"adenel has nothing to grow: no free layer of this model is made by a convolution{small}")
-        return {name: min(full, width) if name in names else full for name, full in graph.widths.items()}
+        narrow = set() if self.keeps_weights else names
+        return {name: min(full, width) if name in narrow else full for name, full in graph.widths.items()}
 
     def init(self, lab: Lab) -> State:
         """Narrow the full net to the seed, draw its weights anew, and make the optimizer."""
-        graph, state = lab.surgeon.graph, State()
-        seeds = self.seed_widths(graph)
+        graph, state = lab.surgeon.graph, State(begin=lab.step)
+        seeds = self.seeds(graph)
         if not lab.budget.holds(graph.price.cost(seeds)):  # too small a budget to grow in: the seed itself is landed
-            seeds = land(graph.price, self.floor_widths(graph), seeds, lab.budget, align=self.align)
+            least = self._narrow(graph, self.align)
+            seeds = land(graph.price, least, seeds, lab.budget, align=self.align)
             state = replace(state, phase="tune", why="the seed fills the budget")
-        lab.resize(seeds)
-        lab.refill()
+        if not self.keeps_weights:
+            lab.resize(seeds)
+            lab.refill()
         self.ready(lab, state)
         lab.note("seed", widths=lab.widths)
         return state
@@ -121,9 +135,9 @@ class AdeNeL:
         epoch = lab.data.steps_per_epoch
         length = self.settings.round.steps(epoch)
         if state.at == 0:
-            self._restart(lab, length)
+            self._restart(lab, state, length)
         steps = min(length - state.at, lab.recipe.checkpoint.steps(epoch))
-        trained = lab.train(steps, self._growing_lr(lab))
+        trained = lab.train(steps, self._growing_lr(lab, state))
         state = replace(state, at=state.at + steps)
         if state.at < length:
             return state
@@ -132,14 +146,14 @@ class AdeNeL:
         lab.note("round", round=state.round, loss=trained.loss, val=score.accuracy, support=support, widths=lab.widths)
         return state
 
-    def _growing_lr(self, lab: Lab) -> Callable[[int], float]:
-        peak = self.settings.grow_lr or lab.recipe.train.lr
+    def _growing_lr(self, lab: Lab, state: State) -> Callable[[int], float]:
+        peak, begin = self.settings.grow_lr or lab.recipe.train.lr, state.begin
         rise = self.settings.warmup.steps(lab.data.steps_per_epoch)
-        return lambda step: peak * min(1.0, (step + 1) / rise) if rise else peak
+        return lambda step: peak * min(1.0, (step - begin + 1) / rise) if rise else peak
 
-    def _restart(self, lab: Lab, length: int) -> None:
+    def _restart(self, lab: Lab, state: State, length: int) -> None:
         """Z = Gamma = 0, and thresholds for what the clock will say at the end of a round of this many steps."""
-        s, optimizer, lr = self.settings, lab.optimizer, self._growing_lr(lab)
+        s, optimizer, lr = self.settings, lab.optimizer, self._growing_lr(lab, state)
         assert isinstance(optimizer, DIISS)
         clock = sum(lr(step) for step in range(lab.step, lab.step + length)) / s.nu
         optimizer.restart(
@@ -228,7 +242,7 @@ class AdeNeL:
         for group in lab.optimizer.param_groups:
             group["couple"] = self._couples(state.phase)
         if self._couples(state.phase):
-            self._restart(lab, self._tuning(lab))
+            self._restart(lab, state, self._tuning(lab))
         return state
 
     # tuning

@@ -23,6 +23,7 @@ from compress import method_settings
 from compress.graph import Graph
 from compress.lab import Lab, sgd
 from compress.landing import land
+from compress.surgery import Surgeon
 from compress.train import lr_at
 
 
@@ -43,13 +44,15 @@ class L1:
     align: int = 1  # widths that are not the full one are multiples of this
     keeps_weights = True
 
-    def floor_widths(self, graph: Graph) -> dict[str, int]:
-        """Widths of the smallest net: one filter, or one aligned block, in every free space."""
-        return {name: min(self.align, width) for name, width in graph.widths.items()}
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Leave one filter, or one aligned block, in every free space."""
+        surgeon.resize(self._least(surgeon.graph))
 
-    def seed_widths(self, graph: Graph) -> dict[str, int]:
-        """It starts from the full network."""
-        return graph.widths
+    def first(self, surgeon: Surgeon) -> None:
+        """Start from the net as it is."""
+
+    def _least(self, graph: Graph) -> dict[str, int]:
+        return {name: min(self.align, width) for name, width in graph.widths.items()}
 
     def init(self, lab: Lab) -> State:
         """Narrow the network for the first time; one that keeps its budget already is left as it is, to the bit."""
@@ -104,9 +107,7 @@ class L1:
     def _narrow(self, lab: Lab, state: State) -> None:
         """Cut to this round's share of the way from the present widths to the budget's."""
         graph, left = lab.surgeon.graph, self.settings.rounds - state.cut + 1
-        goal = land(
-            graph.price, self.floor_widths(graph), graph.widths, lab.budget, align=self.align, ceiling=graph.widths
-        )
+        goal = land(graph.price, self._least(graph), graph.widths, lab.budget, align=self.align, ceiling=graph.widths)
         keep = {}
         for name, norms in importance(lab.model, graph).items():
             width = graph.spaces[name].width

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from compress.graph import Graph
 from compress.lab import Lab, sgd
 from compress.method_settings import Scratch as Settings
 from compress.structure import Structure
+from compress.surgery import Surgeon
 from compress.train import lr_at
 
 
@@ -22,6 +23,7 @@ class State:
     """Optimizer steps done so far."""
 
     at: int = 0
+    begin: int = 0  # those of the run before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,30 @@ class Scratch:
     folder: Path = Path()  # where `like` starts from
     keeps_weights = False
 
-    def floor_widths(self, graph: Graph) -> dict[str, int]:
-        """The only widths there are."""
-        return self.seed_widths(graph)
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Make the only shape that there is."""
+        self.first(surgeon)
 
-    def seed_widths(self, graph: Graph) -> dict[str, int]:
-        """The widths that are trained. Raises UsageError for a space that is not there and a file that does not fit."""
-        if self.settings.like is not None:
-            path = self.folder / self.settings.like
-            if not path.is_file():
-                raise UsageError(f"method.like: there is no file {self.settings.like} beside the recipe")
-            return widths_of(graph, Structure.from_file(path).shapes)
+    def first(self, surgeon: Surgeon) -> None:
+        """Make the shape that is trained.
+
+        Raises UsageError for a space that is not there and a file that does not fit.
+        """
+        if (stored := self._stored()) and stored.depths:
+            surgeon.arrange(stored.depths)
+        surgeon.resize(self._widths(surgeon.graph))
+
+    def _stored(self) -> Structure | None:
+        if self.settings.like is None:
+            return None
+        path = self.folder / self.settings.like
+        if not path.is_file():
+            raise UsageError(f"method.like: there is no file {self.settings.like} beside the recipe")
+        return Structure.from_file(path)
+
+    def _widths(self, graph: Graph) -> dict[str, int]:
+        if stored := self._stored():
+            return widths_of(graph, stored.shapes)
         said = self.settings.widths or {}
         if unknown := sorted(said.keys() - graph.widths.keys()):
             raise UsageError(f"method.widths: no free space is called {unknown[0]!r}, only {', '.join(graph.free)}")
@@ -50,9 +65,11 @@ class Scratch:
 
     def init(self, lab: Lab) -> State:
         """Take the shape and draw all weights anew."""
-        lab.resize(self.seed_widths(lab.surgeon.graph))
+        if (stored := self._stored()) and stored.depths:
+            lab.arrange(stored.depths)
+        lab.resize(self._widths(lab.surgeon.graph))
         lab.refill()
-        state = State()
+        state = State(begin=lab.step)
         self.ready(lab, state)
         lab.note("seed", widths=lab.widths)
         return state
@@ -66,10 +83,10 @@ class Scratch:
         s, total = self.settings, self._total(lab)
         steps = min(total - state.at, lab.recipe.checkpoint.steps(lab.data.steps_per_epoch))
         peak = s.lr or lab.recipe.train.lr
-        trained = lab.train(steps, lambda step: lr_at(s.schedule, peak, step / total, s.warmup))
+        trained = lab.train(steps, lambda step: lr_at(s.schedule, peak, (step - state.begin) / total, s.warmup))
         at = state.at + steps
         lab.note("train", epoch=at / lab.data.steps_per_epoch, loss=trained.loss, val=lab.score().accuracy)
-        return State(at)
+        return replace(state, at=at)
 
     def done(self, lab: Lab, state: State) -> str | None:
         """Why the run is over."""
