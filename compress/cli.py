@@ -326,7 +326,7 @@ def report(folder: str, as_json: bool) -> int:
 def schema(what: str) -> int:
     """Print the JSON Schema of recipes or of report.json, for editors and other people's tools."""
     if what == "report":
-        from compress.export.report import SCHEMA
+        from compress.export.report_schema import SCHEMA
 
         _print_json(SCHEMA)
     else:

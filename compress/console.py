@@ -343,9 +343,19 @@ def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
     trained = (
         [f"training: {percent(spent['share'])} of {spent['baseline']['name']}"] if spent and spent["images"] else []
     )
+    steps = [
+        [
+            step["method"],
+            f"{step['steps']:,}",
+            *(show(step["cost"][key], unit) for key, unit in (("macs", "MACs"), ("params", "params"))),
+            score(step["val"], accuracy["metric"]),
+        ]
+        for step in report.get("steps", ())  # older folders have none
+    ]
     return [
         report["verdict"]["text"],
         *table(["limit", "value", "at most", "used", "", "counter"], rows, right=(1, 2, 3)),
+        *(table(["method", "steps", "MACs", "params", "val"], steps, right=(1, 2, 3, 4)) if len(steps) > 1 else []),
         f"accuracy: validation {val}{required and f' (required {required})'}, "
         + (f"test {test}" if test else "no test images"),
         *trained,

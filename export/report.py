@@ -1,4 +1,4 @@
-"""What a run tells: report.json for machines, report.md for people. No torch.
+"""What a run tells: report.json for machines (`report_schema`), report.md for people. No torch.
 
 Accuracies, shares and utilisations are fractions of 1; params, MACs and bytes are exact integers. `FLOPs` are one per
 multiply-accumulate, by thop's total (batch norm and pooling included) or by our MACs, whichever is more. No file names
@@ -17,10 +17,9 @@ from typing import Any
 
 from compress.budget import Cost
 from compress.errors import ArtifactError
-from compress.units import MEMORY, UNITS, show, span
+from compress.export.report_schema import PACKAGES, SCHEMA_VERSION
+from compress.units import MEMORY, show, span
 
-SCHEMA_VERSION = 1
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "safetensors", "thop", "torch", "torchvision")
 _ABSOLUTE = re.compile(r"""(?<![\w.:/~)])(?:[A-Za-z]:[\\/]|[\\/]{1,2})(?:[^\s'",;:\\/]+[\\/])*([^\s'",;:\\/]+)""")
 _COUNTERS = {
     "params": "parameters",
@@ -30,6 +29,7 @@ _COUNTERS = {
     "B": "model.onnx",
     MEMORY: "torch's order, or model.onnx's if more",
 }
+PICTURE = "history.svg"  # of a run's history, beside its report; `picture.draw` draws it
 _EQUAL = {True: "yes", False: "NO", None: "-"}
 _ROUNDS, _COLUMNS, _SPACES, _NOTES = 5, 8, 8, 2  # of the tables in report.md; report.json holds everything
 
@@ -56,13 +56,17 @@ def build(
     seconds: float,
     resumed_from: int | None = None,
     notes: Sequence[str] = (),
+    steps: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Put a report together, with its verdict and without any path of the machine; `SCHEMA` says what is in it.
 
     `budget` holds the rows of `Budget.rows`, those of latencies with what was measured; `cost` and `base` the compact
     and the full model, `val` and `test` top-1 accuracies, or scores by another `metric` (`test` None without a test
     set), `required` what the recipe asks of `val`, `drift` the largest difference of masked and compact outputs,
-    `parity` what `artifact.write` found, `history` one row a round, `notes` sentences (thop's known errors among them).
+    `parity` what `artifact.write` found, `history` one row a round, `notes` sentences (thop's known errors among them),
+    `steps` one row for each method of the recipe: {method, share, steps, macs_images, cost, val}, of which `share` is
+    what it aimed at as a share of the budget (None: nothing else than the budget), `steps` and `macs_images` what it
+    trained, `cost` (params, macs, thop) and `val` the network that it left.
 
     Raises ArtifactError naming the place where a number is NaN or infinite, or where a value is not plain.
     """
@@ -72,7 +76,7 @@ def build(
     over = [row for row in hard if not row["pass"]]
     told = [_row_sentence(row) for row in over]
     if missed:
-        told.append(f"validation accuracy {_score(val, metric)} is below the required {_score(required or 0, metric)}")
+        told.append(f"validation accuracy {score(val, metric)} is below the required {score(required or 0, metric)}")
     if not over:
         told.append(("the budget holds: " if missed else "") + _row_sentence(tightest))
     report = {
@@ -95,6 +99,7 @@ def build(
         "parity": parity,
         "preprocessing": preprocessing,
         "spaces": list(spaces),
+        "steps": list(steps),
         "history": list(history),
         "seeds": seeds,
         "data": data,
@@ -123,16 +128,20 @@ def train_cost(
 
 def environment(*, device: str, threads: int) -> dict[str, Any]:
     """Return what the figures depend on: versions, the processor's name, threads and device. Imports no package."""
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: _version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **versions, "cpu": processor(), "threads": threads, "device": device}
 
 
 def save(folder: Path | str, report: Mapping[str, Any]) -> None:
-    """Write report.json (sorted keys) and report.md into a folder. Raises ArtifactError on NaN and infinity."""
+    """Write report.json (sorted keys) and report.md, which shows the picture that lies in the folder, if one does.
+
+    Raises ArtifactError on NaN and infinity.
+    """
     plain = _plain(report, "report")
     text = json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     Path(folder, "report.json").write_text(text + "\n", encoding="utf-8")
-    Path(folder, "report.md").write_text(markdown(plain), encoding="utf-8")
+    picture = PICTURE if Path(folder, PICTURE).is_file() else None
+    Path(folder, "report.md").write_text(markdown(plain, picture), encoding="utf-8")
 
 
 def portable(text: str) -> str:
@@ -140,8 +149,11 @@ def portable(text: str) -> str:
     return _ABSOLUTE.sub(r"\1", text)
 
 
-def markdown(report: Mapping[str, Any]) -> str:
-    """Return the report for people, at most 60 lines: the verdict first, units and counters at every figure."""
+def markdown(report: Mapping[str, Any], picture: str | None = None) -> str:
+    """Return the report for people, at most 70 lines: the verdict first, units and counters at every figure.
+
+    `picture` names a file beside it.
+    """
     cost, base, accuracy, spent = (report[key] for key in ("cost", "base", "accuracy", "train_cost"))
     verdict = report["verdict"]["text"]
     lines = [f"# {verdict[:1].upper()}{verdict[1:]}.", ""]
@@ -152,7 +164,7 @@ def markdown(report: Mapping[str, Any]) -> str:
                 r["text"],
                 _exact(r["value"], r["unit"]),
                 _counter(r),
-                _percent(r["utilisation"]),
+                percent(r["utilisation"]),
                 "yes" if r["pass"] else "NO",
                 r["level"],
             ]
@@ -170,11 +182,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += _table(
         ["counter", "compact", "full model", "share"],
         [
-            [name, f"{cost[key]:,}", f"{base[key]:,}", _percent(cost[key] / base[key]) if base[key] else "-"]
+            [name, f"{cost[key]:,}", f"{base[key]:,}", percent(cost[key] / base[key]) if base[key] else "-"]
             for name, key in costs
         ],
     )
-    val, test, required = (_score(accuracy[key], accuracy["metric"]) for key in ("val", "test", "required"))
+    val, test, required = (score(accuracy[key], accuracy["metric"]) for key in ("val", "test", "required"))
     lines += [
         "",
         f"- accuracy ({accuracy['metric']}): validation {val}{required and f' (required: {required})'}, "
@@ -197,6 +209,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         ],
     )
     lines += ["", *_widths(report["spaces"])]
+    lines += ["", *_steps(report["steps"], accuracy["metric"])] if len(report["steps"]) > 1 else []
+    lines += ["", f"![accuracy, cost and shape over the training]({picture})"] if picture else []
     lines += ["", *_history(report["history"])] if report["history"] else []
     data, env = report["data"], report["environment"]
     counts = ", ".join(f"{n:,} {split}" for split, n in data["counts"].items())
@@ -227,7 +241,7 @@ def _spent(spent: Mapping[str, Any] | None) -> str:
         return "elsewhere, at a cost that is not known here"
     whole = spent["baseline"]
     return (
-        f"{_percent(spent['share'])} of {whole['name'] or 'the baseline'} "
+        f"{percent(spent['share'])} of {whole['name'] or 'the baseline'} "
         f"({spent['macs_images']:.3g} of {whole['macs_images']:.3g} MACs x images; {spent['images']:,} images)"
     )
 
@@ -237,10 +251,26 @@ def _widths(spaces: Sequence[Mapping[str, Any]]) -> list[str]:
     shown = spaces if len(spaces) <= _SPACES else [*spaces[: _SPACES // 2], *spaces[-(_SPACES // 2) :]]
     left = "" if len(shown) == len(spaces) else f"; the first and last {_SPACES // 2} here, all in report.json"
     rows = [
-        [s["name"], str(s["width"]), str(s["full"]), _percent(s["width"] / s["full"]), s["frozen"] or ""] for s in shown
+        [s["name"], str(s["width"]), str(s["full"]), percent(s["width"] / s["full"]), s["frozen"] or ""] for s in shown
     ]
     head = f"Widths, in channels ({len(spaces) - frozen} spaces free, {frozen} frozen{left}):"
     return [head, "", *_table(["space", "width", "full", "share", "frozen because"], rows)]
+
+
+def _steps(steps: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    head = ["method", "aim", "optimizer steps", "MACs x images", "params", "MACs", "thop's total", "validation"]
+    rows = [
+        [
+            step["method"],
+            "budget" if step["share"] is None else f"{percent(step['share'])} of it",
+            f"{step['steps']:,}",
+            f"{step['macs_images']:.3g}",
+            *(f"{step['cost'][key]:,}" for key in ("params", "macs", "thop")),
+            score(step["val"], metric) or "-",
+        ]
+        for step in steps
+    ]
+    return _table(head, rows)
 
 
 def _history(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -269,7 +299,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _row_sentence(row: Mapping[str, Any]) -> str:
-    return f"{_exact(row['value'], row['unit'])} of {row['text']} ({_percent(row['utilisation'])})"
+    return f"{_exact(row['value'], row['unit'])} of {row['text']} ({percent(row['utilisation'])})"
 
 
 def _counter(row: Mapping[str, Any]) -> str:
@@ -282,13 +312,14 @@ def _exact(value: int, unit: str) -> str:
     return f"{value:,} {unit}" if value < 10_000 else f"{show(value, unit)} ({value:,})"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Say a fraction of 1, never more than it is: 0.9987 is "99.87 %"."""
     return f"{math.floor(round(share * 10_000, 6)) / 100:.2f} %"  # cut off: 99.999 % is not 100 %
 
 
-def _score(value: float | None, metric: str) -> str:
-    """An accuracy in percent, another score as it is, nothing for None."""
-    return "" if value is None else _percent(value) if metric == "top-1" else f"{value:.4g}"
+def score(value: float | None, metric: str) -> str:
+    """Say an accuracy in percent, another metric's score as it is, and None as nothing."""
+    return "" if value is None else percent(value) if metric == "top-1" else f"{value:.4g}"
 
 
 def _cell(value: Any) -> str:
@@ -325,117 +356,3 @@ def processor() -> str:
         told = ""
     found = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-# ---- the published schema -------------------------------------------------------------------------------------------
-
-
-def _object(properties: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "required": sorted(properties),
-        "properties": dict(properties),
-    } | more
-
-
-def _list(items: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    return {"type": "array", "items": items} | more
-
-
-_TEXT = {"type": "string"}
-_COUNT = {"type": "integer", "minimum": 0}
-_NUMBER = {"type": "number", "minimum": 0}
-_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-_MAYBE_SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
-_SCORE, _MAYBE_SCORE = {"type": "number"}, {"type": ["number", "null"]}  # by a metric of the recipe's own
-_MAYBE_TEXT = {"type": ["string", "null"]}
-_DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-_UNIT = {"enum": list(UNITS)}
-_ROW = {
-    "unit": _UNIT,
-    "limit": {"type": "integer", "minimum": 1},
-    "value": _COUNT,
-    "utilisation": _NUMBER,
-    "pass": {"type": "boolean"},
-    "level": {"enum": ["error", "warn"]},
-    "text": _TEXT,
-}
-_LATENCY_ROW = _ROW | {  # in nanoseconds; spread: the runs from the 10th to the 90th percentile
-    "unit": {"type": "string", "pattern": "^ns@onnxruntime-cpu/[1-9][0-9]{0,2}$"},
-    "spread": {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2},
-    "runs": {"type": "integer", "minimum": 1},
-    "processor": _TEXT,
-}
-_COST = _object({"params": _COUNT, "macs": _COUNT, "thop": _COUNT, "bytes": _COUNT, "memory": _COUNT})
-_CELL = {"type": ["number", "string", "boolean", "null", "object"], "additionalProperties": {"type": "number"}}
-
-_TRAIN_COST = _object(
-    {
-        "macs_images": _COUNT,
-        "images": _COUNT,
-        "share": _NUMBER,
-        "baseline": _object({"name": _MAYBE_TEXT, "epochs": _NUMBER, "train_images": _COUNT, "macs_images": _COUNT}),
-    }
-)
-SCHEMA: dict[str, Any] = _object(
-    {
-        "schema_version": {"const": SCHEMA_VERSION},
-        "verdict": _object({"code": {"enum": [0, 1]}, "text": _TEXT}),
-        "budget": _list({"anyOf": [_object(_ROW), _object(_LATENCY_ROW)]}, minItems=1),
-        "landing": _object({"unit": _UNIT, "utilisation": _NUMBER, "left": {"type": "integer"}}),
-        "cost": _COST,
-        "base": _COST,
-        "accuracy": {
-            "anyOf": [
-                _object({"metric": {"const": "top-1"}, "val": _SHARE, "test": _MAYBE_SHARE, "required": _MAYBE_SHARE}),
-                _object(
-                    {
-                        "metric": {"type": "string", "not": {"const": "top-1"}},
-                        "val": _SCORE,
-                        "test": _MAYBE_SCORE,
-                        "required": _MAYBE_SCORE,
-                    }
-                ),
-            ]
-        },
-        "train_cost": {"anyOf": [_TRAIN_COST, {"type": "null"}]},  # null: trained elsewhere
-        "drift": _NUMBER,
-        "parity": {
-            "type": "object",
-            "additionalProperties": _object(
-                {
-                    "bytes": _COUNT,
-                    "sha256": _DIGEST,
-                    "images": _COUNT,
-                    "max_abs": _NUMBER,
-                    "max_rel": _NUMBER,
-                    "top1_equal": {"type": ["boolean", "null"]},
-                }
-            ),
-        },
-        "preprocessing": _object(
-            {
-                "layout": {"const": "NCHW"},
-                "shape": _list(_COUNT, minItems=3, maxItems=3),
-                "range": _list({"type": "number"}, minItems=2, maxItems=2),
-                "mean": _list({"type": "number"}),
-                "std": _list({"type": "number"}),
-                "baked": {"type": "boolean"},
-                "classes": _list(_TEXT),
-            }
-        ),
-        "spaces": _list(_object({"name": _TEXT, "width": _COUNT, "full": _COUNT, "frozen": _MAYBE_TEXT})),
-        "history": _list({"type": "object", "additionalProperties": _CELL}),
-        "seeds": {"type": "object", "additionalProperties": {"type": "integer"}},
-        "data": _object({"name": _TEXT, "counts": {"type": "object", "additionalProperties": _COUNT}, "digest": _TEXT}),
-        "environment": _object(
-            {"python": _TEXT, "cpu": _TEXT, "device": _TEXT, "threads": _COUNT} | dict.fromkeys(_PACKAGES, _MAYBE_TEXT)
-        ),
-        "command": _TEXT,
-        "resumed_from": {"type": ["integer", "null"], "minimum": 0},
-        "seconds": _NUMBER,
-        "notes": _list(_TEXT),
-    },
-    **{"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "compress report"},
-)

@@ -237,3 +237,14 @@ def test_a_result_names_counters_accuracy_cost_files_and_the_command_that_guards
     assert lines[6] == "training: 4.21% of vgg for 300 epochs"
     assert lines[7] == f"files: {tmp_path / 'model.onnx'}"
     assert lines[8].endswith("--budget '100MACs, 50% params'")  # warnings guard nothing
+
+
+def test_a_result_of_several_methods_says_what_each_of_them_left(tmp_path: Any) -> None:
+    step = {"method": "lwp", "steps": 1200, "cost": {"params": 9, "macs": 42_000, "thop": 9}, "val": 0.5}
+    told = result_lines(tmp_path, REPORT | {"steps": [step | {"method": "autogrow", "val": None}, step]})
+    assert told[5:8] == [
+        "method    steps        MACs    params     val",
+        "autogrow  1,200  42.0 kMACs  9 params",
+        "lwp       1,200  42.0 kMACs  9 params  50.00%",
+    ]
+    assert result_lines(tmp_path, REPORT | {"steps": [step]}) == result_lines(tmp_path, REPORT)

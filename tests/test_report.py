@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from compress.budget import Budget, Cost, Latency
 from compress.errors import ArtifactError
 from compress.export import report
+from compress.export.report_schema import SCHEMA
 
 COST = Cost(params=580_000, macs=42_000_000, thop=42_900_000, bytes=2_400_000)
 BASE = Cost(params=14_990_000, macs=313_000_000, thop=314_000_000, bytes=60_000_000)
@@ -55,25 +56,53 @@ def build(budget: Any = "43MFLOPs", measured: Any = None, **changes: Any) -> dic
     return report.build(**(given | changes))
 
 
+STEPS = [
+    {
+        "method": name,
+        "share": share,
+        "steps": 1_170 * count,
+        "macs_images": 10**13 * count,
+        "cost": {"params": 580_000 * count, "macs": 42_000_000, "thop": 42_900_000},
+        "val": val,
+    }
+    for name, share, count, val in (("autogrow", 1.5, 2, 0.9512), ("lwp", None, 1, None))
+]
+SEARCH = [
+    {"event": "grown", "step": 0, "method": "autogrow", "depths": {"stage1": 2}},
+    {"event": "left", "step": 1, "method": "autogrow", "stage": "stage1", "why": "it gains nothing"},
+    {"event": "search", "step": 2, "method": "lwp", "reward": -0.5, "entropy": 9.5, "accuracy": 0.5, "eta": 0.25},
+    {
+        "event": "selected",
+        "step": 3,
+        "method": "lwp",
+        "connections": [{"block": "b", "layers": ["x", "y"], "sources": ["in", "x"], "rows": [[1], [0, 1]]}],
+    },
+]
 HARD_AND_SOFT = [f"{COST.thop - 1}FLOPs", {"limit": "1Mparams", "level": "warn"}]
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"test": None, "required": 0.9, "resumed_from": 700}, {"budget": HARD_AND_SOFT}]
+    "changes",
+    [
+        {},
+        {"test": None, "required": 0.9, "resumed_from": 700},
+        {"budget": HARD_AND_SOFT},
+        {"steps": STEPS, "history": SEARCH},
+    ],
 )
 def test_every_report_follows_the_published_schema(changes, tmp_path):
-    jsonschema.Draft202012Validator.check_schema(report.SCHEMA)
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
     report.save(tmp_path, build(**changes))
-    jsonschema.validate(json.loads((tmp_path / "report.json").read_text()), report.SCHEMA)
+    jsonschema.validate(json.loads((tmp_path / "report.json").read_text()), SCHEMA)
 
 
-@pytest.mark.parametrize("key", sorted(report.SCHEMA["properties"]))
+@pytest.mark.parametrize("key", sorted(SCHEMA["properties"]))
 def test_the_schema_misses_no_key_and_permits_no_other(key):
     whole = build()
     less = {k: v for k, v in whole.items() if k != key}
     for wrong in (less, whole | {"surprise": 1}, whole | {key: object()}):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(wrong, report.SCHEMA)
+            jsonschema.validate(wrong, SCHEMA)
 
 
 def test_a_kept_budget_is_told_with_the_tightest_limit():
@@ -117,7 +146,7 @@ def test_a_latency_is_told_with_its_spread_and_fails_only_where_it_was_told_to(l
     assert story["landing"]["unit"] == "FLOPs"
     assert ("6.0 ms@onnxruntime-cpu/1 (6,000,000) of 5ms@onnxruntime-cpu/1" in story["verdict"]["text"]) == bool(code)
     report.save(tmp_path, story)
-    jsonschema.validate(json.loads((tmp_path / "report.json").read_text()), report.SCHEMA)
+    jsonschema.validate(json.loads((tmp_path / "report.json").read_text()), SCHEMA)
     assert "median of 331 runs, 80 % within 5.1 ms to 7.2 ms" in (tmp_path / "report.md").read_text()
     assert timed("error", 5_000_000)["verdict"] == build()["verdict"]
 
@@ -240,8 +269,9 @@ def test_the_largest_run_fits_on_a_page_and_says_what_it_leaves_out():
         for i in range(100)
     ]
     budget = ["43MFLOPs", "1Mparams", "43MMACs", "90MFLOPs@2", {"limit": "3MB", "level": "warn"}]
-    text = report.markdown(build(budget, spaces=spaces, history=history, notes=["a"] * 40, resumed_from=7))
-    assert len(text.splitlines()) <= 60
+    largest = build(budget, spaces=spaces, history=history, notes=["a"] * 40, resumed_from=7, steps=STEPS * 2)
+    text = report.markdown(largest, report.PICTURE)
+    assert len(text.splitlines()) <= 70
     assert "100 spaces free, 20 frozen; the first and last 4 here, all in report.json" in text
     assert "5 of 100 lines of history" in text
     assert "| round |    0 |" in text
@@ -249,8 +279,30 @@ def test_the_largest_run_fits_on_a_page_and_says_what_it_leaves_out():
     assert "- and 38 more notes in report.json" in text
 
 
+def test_several_methods_are_told_one_by_one_and_a_single_one_is_the_whole_run():
+    text = report.markdown(build(steps=STEPS))
+    rows = [
+        re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if re.match(r"\| (method|autogrow|lwp) ", line)
+    ]
+    assert rows == [
+        ["method", "aim", "optimizer steps", "MACs x images", "params", "MACs", "thop's total", "validation"],
+        ["autogrow", "150.00 % of it", "2,340", "2e+13", "1,160,000", "42,000,000", "42,900,000", "95.12 %"],
+        ["lwp", "budget", "1,170", "1e+13", "580,000", "42,000,000", "42,900,000", "-"],
+    ]
+    assert report.markdown(build(steps=STEPS[:1])) == report.markdown(build())
+
+
+def test_the_page_shows_the_picture_that_lies_beside_it_and_no_other(tmp_path):
+    image = f"![accuracy, cost and shape over the training]({report.PICTURE})"
+    report.save(tmp_path, build())
+    assert "![" not in (tmp_path / "report.md").read_text()
+    (tmp_path / report.PICTURE).touch()
+    report.save(tmp_path, build())
+    assert image in (tmp_path / "report.md").read_text().splitlines()
+
+
 def test_shares_are_cut_off_and_never_rounded_up():
-    assert [report._percent(x) for x in (0.99999, 1.0, 0.57, 0.29)] == ["99.99 %", "100.00 %", "57.00 %", "29.00 %"]
+    assert [report.percent(x) for x in (0.99999, 1.0, 0.57, 0.29)] == ["99.99 %", "100.00 %", "57.00 %", "29.00 %"]
 
 
 def test_the_environment_names_versions_and_no_host():

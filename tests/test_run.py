@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compress import checkpoint
 from compress.errors import ArtifactError, Infeasible, Interrupted, UsageError
-from compress.export.report import SCHEMA
+from compress.export.report_schema import SCHEMA
 from compress.models import vgg
 from compress.plan import methods_of, plan
 from compress.run import Result, develop, prepare, run
