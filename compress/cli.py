@@ -303,22 +303,44 @@ def verify(path: str, budget: str | None, as_json: bool) -> int:
     return verdict.code
 
 
-@main.command(short_help="Print the report of a finished run.")
+@main.command(short_help="Print the report of a finished run, or draw it.")
 @click.argument("folder")
+@click.option("--draw", metavar="FILE", help="Draw its history into a new .svg, .png or .pdf file and print nothing.")
 @_json
-def report(folder: str, as_json: bool) -> int:
-    """Print the report of a finished run in FOLDER."""
-    path = Path(folder, "report.json" if as_json else "report.md")
+def report(folder: str, draw: str | None, as_json: bool) -> int:
+    """Print the report of a finished run in FOLDER, or draw how the network came to be."""
+    if draw and as_json:
+        raise UsageError("--draw prints no report; leave out --json, or call it twice.")
+    path = Path(folder, "report.json" if as_json or draw else "report.md")
     if not path.is_file():
         raise UsageError(f"{folder}: holds no {path.name}; give the output folder of a finished run.")
     try:
         text = path.read_text(encoding="utf-8")
-        if as_json:
-            json.loads(text)
+        told = json.loads(text) if as_json or draw else None
     except ValueError:
-        raise ArtifactError(f"{path}: damaged; it is not {'JSON' if as_json else 'text'}.") from None
-    say(text.rstrip("\n"))
+        raise ArtifactError(f"{path}: damaged; it is not {'JSON' if as_json or draw else 'text'}.") from None
+    if draw:
+        _draw(told, path, Path(draw))
+    say(f"{draw} is written" if draw else text.rstrip("\n"))
     return 0
+
+
+def _draw(told: Any, source: Path, target: Path) -> None:
+    """Draw a report that was read from a file."""
+    from compress.export.picture import draw
+
+    if target.exists():
+        raise UsageError(f"{target} exists already; name another file with --draw.")
+    try:
+        drawn = draw(told, target)
+    except OSError as error:
+        with suppress(OSError):
+            target.unlink()  # half of it, where the disk was full
+        raise UsageError(f"{target} cannot be written ({error.strerror or error}).") from None
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise ArtifactError(f"{source}: damaged, or of another version; it cannot be drawn.") from None
+    if not drawn:
+        raise UsageError(f"{source}: holds no history that could be drawn; the network was not trained by that run.")
 
 
 @main.command(short_help="Print the JSON Schema of recipes or reports.")

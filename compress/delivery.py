@@ -15,7 +15,8 @@ from compress.budget import Budget, Cost
 from compress.cost import unseen
 from compress.data import Data
 from compress.errors import ArtifactError, UsageError
-from compress.export import artifact, report
+from compress.export import artifact, picture, report
+from compress.export.onnx_count import first_line
 from compress.finalize import finalize
 from compress.graph import Graph
 from compress.settings import Recipe
@@ -136,5 +137,17 @@ def deliver(
         resumed_from=story.resumed,
         notes=[*notes, *story.full.notes, *unseen(compact.model, data.shape), *written.notes],
     )
+    told["notes"] += _draw(told, folder / report.PICTURE)
     report.save(folder, told)
     return told
+
+
+def _draw(told: Mapping[str, Any], path: Path) -> list[str]:
+    """Draw a report's history, if there is one; why it is left out: a convenience, for which no run may fail."""
+    try:
+        picture.draw(told, path)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        why = report.portable(f"{type(error).__name__}: {first_line(error)}")
+        return [f"{path.name} is left out: it could not be drawn ({why})"]
+    return []

@@ -91,6 +91,10 @@ def test_masked_weights_become_a_smaller_network_that_computes_the_same(shop: Pa
         assert torch.allclose(compress.load(shop / "out", trust=True)(x), there(x), atol=1e-5)
     assert verify(shop / "out", "100kMACs").code == 0
     assert not (shop / "out.partial").exists()
+    assert not (shop / "out/history.svg").exists()  # it has no history here
+    assert report["notes"] == [
+        "it was compressed elsewhere; its training may have seen images that are called validation here"
+    ]
     texts = [path.read_bytes() for path in (shop / "out").iterdir()]
     assert [str(shop).encode() in text for text in texts] == [False] * len(texts)
 

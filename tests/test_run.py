@@ -137,8 +137,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def test_a_run_leaves_a_folder_whose_report_keeps_its_schema(finished: Finished) -> None:
     folder, told = finished.result.folder, finished.result.report
-    files = {"model.onnx", "model.pt2", "model.py", "model.safetensors", "recipe.yaml", "report.json", "report.md"}
-    assert {path.name for path in folder.iterdir()} == files
+    models = {"model.onnx", "model.pt2", "model.py", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == models | {
+        "recipe.yaml", "report.json", "report.md", "history.svg",
+    }  # fmt: skip
+    assert "](history.svg)" in (folder / "report.md").read_text()
     assert list(folder.parent.iterdir()) == [folder]
     assert json.loads((folder / "report.json").read_text()) == told
     jsonschema.validate(told, SCHEMA)
@@ -220,7 +223,7 @@ def test_a_resumed_run_ends_in_the_same_bytes_and_says_where_it_went_on(finished
     assert ("resumed", {"step": 20}) in told
     assert result.report["resumed_from"] == 20
     assert not work.exists()
-    for name in ("model.safetensors", "model.onnx", "model.pt2", "model.py", "recipe.yaml"):
+    for name in ("model.safetensors", "model.onnx", "model.pt2", "model.py", "recipe.yaml", "history.svg"):
         assert (out / name).read_bytes() == (finished.result.folder / name).read_bytes(), name
     for key in ("cost", "accuracy", "train_cost", "history", "spaces", "budget"):
         assert result.report[key] == finished.result.report[key]
