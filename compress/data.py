@@ -60,6 +60,8 @@ class Data:
     """Each split's source, and its images' numbers there: int64 [n] on the CPU."""
     scaling: tuple[Tensor, Tensor]
     """Factor and summand [1, C, 1, 1] that turn uint8 into normalised values."""
+    share: float = 1.0
+    """Training images that are used, of those that there are."""
 
     def stream(self, start: int, steps: int, *, varied: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training batches number `start` to `start + steps - 1`, counted from 0 across all epochs.
@@ -157,6 +159,7 @@ def load(
         labels = train.labels.cpu() if found.classes else torch.zeros(len(numbers), dtype=torch.int64)
         held, numbers = hold_out(labels, _count(said.val, len(numbers)), seed)
         parts["val"] = (train, held)
+    there = len(numbers)
     if said.train is not None:
         if said.train > len(numbers):
             raise UsageError(f"data.train: {said.train} is more than the {len(numbers)} training images there are.")
@@ -188,6 +191,7 @@ def load(
         flip=said.flip,
         parts=parts,
         scaling=(factor, summand),
+        share=len(numbers) / there,
     )
 
 

@@ -129,6 +129,7 @@ def deliver(
             if name in story.widths
         ],
         history=story.history,
+        steps=story.steps,
         seeds={"seed": said.seed},
         data={"name": data.name, "counts": data.counts, "digest": data.digest},
         environment=report.environment(device=str(data.device), threads=torch.get_num_threads()),

@@ -7,7 +7,7 @@ is in `Lab.books()` and in the tensors of the model and the optimizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +18,8 @@ from compress.budget import Budget, Cost
 from compress.data import Data, seed_of
 from compress.errors import UsageError
 from compress.settings import Recipe
-from compress.stages import Depths
+from compress.stages import Depths, Stage, find
+from compress.structure import construct
 from compress.surgery import Columns, Surgeon
 from compress.task import Task, task_of
 from compress.trace import Shape
@@ -81,6 +82,7 @@ class Lab:
     depths: dict[str, tuple[str, ...]] = field(default_factory=dict)  # children of the containers that were changed
     history: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)  # what each method that is done spent and gained
+    _stages: dict[tuple[str, ...] | None, tuple[Stage, ...]] = field(default_factory=dict)
 
     @property
     def budget(self) -> Budget:
@@ -129,6 +131,18 @@ class Lab:
     def _layouts_are_free(self) -> bool:
         """Whether the model trains in either layout; widths do not change that, so it is tried once."""
         return runs_in_channels_last(self.model, self.shape, self.device)
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The full network as its factory makes it: what new blocks are copied from."""
+        said = self.recipe.model
+        return construct(said.factory, said.args, self.recipe.folder)
+
+    def stages(self, names: tuple[str, ...] | None) -> tuple[Stage, ...]:
+        """The full network's stages, all or those of these names."""
+        if names not in self._stages:
+            self._stages[names] = find(self.original, self.shape, names)
+        return self._stages[names]
 
     def cost(self) -> Cost:
         """The present cost, by formula; equal to a count of the model."""
@@ -210,10 +224,9 @@ class Lab:
             {
                 "method": self.recipe.methods[self.at].name,
                 "share": self.recipe.shares[self.at],
-                "why": why,
                 "steps": self.step - sum(step["steps"] for step in self.steps),
-                "spent": self.spent - sum(step["spent"] for step in self.steps),
-                "cost": asdict(cost),
+                "macs_images": self.spent - sum(step["macs_images"] for step in self.steps),
+                "cost": {"params": cost.params, "macs": cost.macs, "thop": cost.thop},
                 "val": self.score().accuracy if len(self.recipe.methods) > 1 else None,
             }
         )

@@ -21,6 +21,7 @@ from compress.errors import Infeasible, UsageError
 from compress.graph import Graph
 from compress.lab import Method
 from compress.methods.adenel import AdeNeL
+from compress.methods.autogrow import AutoGrow
 from compress.methods.l1 import L1
 from compress.methods.scratch import Scratch
 from compress.settings import Recipe
@@ -31,6 +32,7 @@ from compress.weights import fill, read_weights
 
 METHODS: dict[str, Callable[[Any, Recipe, int], Method[Any]]] = {  # settings, recipe, and the place in its steps
     "adenel": lambda settings, said, at: AdeNeL(settings, said.align, after=at > 0),
+    "autogrow": lambda settings, said, at: AutoGrow(settings, said.align, after=at > 0),
     "l1": lambda settings, said, at: L1(settings, said.align),
     "scratch": lambda settings, said, at: Scratch(settings, said.folder),
 }

@@ -47,12 +47,18 @@ class Stage:
         present = [name for name, _ in model.get_submodule(self.container).named_children()]
         return next(depth for depth in range(len(present), -1, -1) if set(self.names(depth)) <= set(present))
 
-    def children(self, model: nn.Module, depth: int) -> tuple[str, ...]:
-        """All children of the container once this stage has `depth` blocks."""
-        present = [name for name, _ in model.get_submodule(self.container).named_children()]
-        mine = self.names(self.depth(model))
-        start = present.index(mine[0])
-        return (*present[:start], *self.names(depth), *present[start + len(mine) :])
+
+def layout(model: nn.Module, depths: Mapping[Stage, int]) -> dict[str, tuple[str, ...]]:
+    """The children that containers have once these stages are so deep."""
+    found: dict[str, tuple[str, ...]] = {}
+    for stage, depth in depths.items():
+        names = found.get(stage.container) or tuple(
+            name for name, _ in model.get_submodule(stage.container).named_children()
+        )
+        mine = stage.names(stage.depth(model))
+        start = names.index(mine[0])
+        found[stage.container] = (*names[:start], *stage.names(depth), *names[start + len(mine) :])
+    return found
 
 
 def find(model: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> tuple[Stage, ...]:

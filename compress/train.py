@@ -55,8 +55,8 @@ def lr_at(schedule: str, lr: float, progress: float, warmup: float = 0.0) -> flo
     """Return the learning rate at `progress` (0 to 1) of a stage with peak `lr`.
 
     During the first `warmup` (a share of the stage) the rate rises linearly from 0. Then "constant" stays, "cosine"
-    falls along half a wave to 0 at the end, "onecycle" is another name for that, and "steps" is lr, lr / 10 and
-    lr / 100 in the three thirds of the whole stage.
+    falls along half a wave to 0 at the end, "onecycle" is another name for that, "steps" is lr, lr / 10 and lr / 100 in
+    the three thirds of the whole stage, and "staircase" is that with the steps at a half and at three quarters.
     """
     if progress < warmup:
         return lr * progress / warmup
@@ -67,7 +67,9 @@ def lr_at(schedule: str, lr: float, progress: float, warmup: float = 0.0) -> flo
             return lr * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
         case "steps":
             return float(lr * 10.0 ** -min(2, int(3 * progress)))
-    raise UsageError(f"There is no schedule '{schedule}'; choose constant, cosine, onecycle or steps.")
+        case "staircase":
+            return lr if progress < 0.5 else lr / 10 if progress < 0.75 else lr / 100
+    raise UsageError(f"There is no schedule '{schedule}'; choose constant, cosine, onecycle, staircase or steps.")
 
 
 def train(

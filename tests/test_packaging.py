@@ -20,7 +20,7 @@ LAYERS = (
     ("errors", "units", "budget"),
     ("price", "memory", "trace", "operators", "rules", "flow", "tally", "cost", "graph"),
     ("stages", "surgery"),
-    ("weights", "structure", "landing", "keys", "method_settings", "settings", "recipe"),
+    ("weights", "structure", "landing", "depth", "keys", "method_settings", "settings", "recipe"),
     ("sources", "data", "task", "train", "diiss"),
     ("lab",),
     ("methods",),

@@ -99,7 +99,7 @@ def test_a_stage_of_any_length_takes_a_third_of_its_steps_at_each_rate() -> None
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(UsageError, match="no schedule 'linear'; choose constant, cosine, onecycle or steps"):
+    with pytest.raises(UsageError, match="no schedule 'linear'; choose constant, cosine, onecycle, staircase or steps"):
         train.lr_at("linear", 0.1, 0.5)
 
 

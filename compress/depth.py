@@ -1,0 +1,118 @@
+"""Filling a budget with depth: the deepest net that fits, and narrower last blocks for what is left.
+
+Pure: both work on copies without numbers, and say what to do to the net itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from compress.budget import Budget
+from compress.graph import Graph
+from compress.landing import land
+from compress.stages import Stage, layout
+from compress.surgery import Surgeon
+
+LAPS = 8  # of narrower blocks; where the first leaves room, the next ones are full as a rule
+
+
+def deeper(surgeon: Surgeon, depths: Mapping[Stage, int], templates: Mapping[str, nn.Module] | None = None) -> Surgeon:
+    """A copy without numbers in which these stages are so deep."""
+    sketch = surgeon.sketch()
+    sketch.arrange(layout(sketch.model, depths), templates)
+    return sketch
+
+
+def fill(
+    surgeon: Surgeon,
+    stages: Sequence[Stage],
+    budget: Budget,
+    align: int,
+    most: int,
+    templates: Mapping[str, nn.Module],
+) -> tuple[dict[Stage, int], dict[str, int]]:
+    """The depths of stages, and the widths of spaces within their new last blocks, that fill a budget.
+
+    Whole blocks first, one a stage in turn, until one does not fit; then one narrower block behind every stage where
+    its narrowest form does, their inner widths chosen as all widths are (`landing.py`). At most `most` blocks a stage.
+    Empty where nothing fits.
+    """
+    before = {stage: stage.depth(surgeon.model) for stage in stages}
+    depths, widths = whole_blocks(surgeon, before, budget, most, templates), dict[str, int]()
+    for _ in range(LAPS):
+        start = deeper(surgeon, depths, templates)
+        start.resize(widths)
+        more, narrow, room = _narrow_lap(start, depths, budget, align, most, templates)
+        depths, widths = {**depths, **more}, {**widths, **narrow}
+        if not more or not room:
+            break
+    changed = {stage: depth for stage, depth in depths.items() if depth > before[stage]}
+    return changed, widths
+
+
+def whole_blocks(
+    surgeon: Surgeon, depths: Mapping[Stage, int], budget: Budget, most: int, templates: Mapping[str, nn.Module]
+) -> dict[Stage, int]:
+    """Depths with whole blocks added, one a stage in turn, until one does not fit.
+
+    One block more costs the same at any depth, all but memory and the bytes of names: what is reckoned so is counted at
+    the end, and given back until it holds.
+    """
+    graph = surgeon.graph
+    cost, found, order = graph.price.cost(graph.widths), dict(depths), list[Stage]()
+    steps = {}
+    for stage, depth in depths.items():
+        more = deeper(surgeon, {stage: depth + 1}, templates).graph
+        steps[stage] = more.price.cost(more.widths) - cost
+    while True:
+        for stage, step in steps.items():
+            if found[stage] >= most or not budget.holds(cost + step):
+                break
+            cost, found[stage] = cost + step, found[stage] + 1
+            order.append(stage)
+        else:
+            continue
+        break
+    while order:
+        graph = deeper(surgeon, found, templates).graph
+        if budget.holds(graph.price.cost(graph.widths)):
+            break
+        found[order.pop()] -= 1
+    return found
+
+
+def _narrow_lap(
+    surgeon: Surgeon,
+    depths: Mapping[Stage, int],
+    budget: Budget,
+    align: int,
+    most: int,
+    templates: Mapping[str, nn.Module],
+) -> tuple[dict[Stage, int], dict[str, int], bool]:
+    """One more block behind every stage where a narrow one fits: depths, widths within, and whether all are full."""
+    chosen: dict[Stage, int] = {}
+    least: dict[str, int] = {}
+    for stage, depth in depths.items():
+        if depth >= most:
+            continue
+        trial = deeper(surgeon, {**chosen, stage: depth + 1}, templates).graph
+        known = {**trial.widths, **least}
+        inner = _inside(stage, depth + 1, trial)
+        known |= {name: min(align, trial.widths[name]) for name in inner}
+        if inner and budget.holds(trial.price.cost(known)):
+            chosen[stage] = depth + 1
+            least |= {name: known[name] for name in inner}
+    if not chosen:
+        return {}, {}, False
+    graph = deeper(surgeon, chosen, templates).graph
+    landed = land(graph.price, {**graph.widths, **least}, graph.widths, budget, align=align, ceiling=graph.widths)
+    inner_widths = {name: landed[name] for name in least}
+    return chosen, inner_widths, all(landed[name] == graph.widths[name] for name in least)
+
+
+def _inside(stage: Stage, depth: int, graph: Graph) -> list[str]:
+    """The free spaces that nothing but a stage's last block makes."""
+    block = f"{stage.container}.{stage.names(depth)[-1]}.".removeprefix(".")
+    return [name for name in graph.free if all(tensor.startswith(block) for tensor, _ in graph.spaces[name].producers)]
