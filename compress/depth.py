@@ -18,10 +18,16 @@ from compress.surgery import Surgeon
 LAPS = 8  # of narrower blocks; where the first leaves room, the next ones are full as a rule
 
 
-def deeper(surgeon: Surgeon, depths: Mapping[Stage, int], templates: Mapping[str, nn.Module] | None = None) -> Surgeon:
-    """A copy without numbers in which these stages are so deep."""
+def deeper(
+    surgeon: Surgeon,
+    depths: Mapping[Stage, int],
+    templates: Mapping[str, nn.Module] | None = None,
+    *,
+    tried: bool = False,
+) -> Surgeon:
+    """A copy without numbers in which these stages are so deep; what is free in it is only sure if `tried`."""
     sketch = surgeon.sketch()
-    sketch.arrange(layout(sketch.model, depths), templates)
+    sketch.arrange(layout(sketch.model, depths), templates, tried=tried)
     return sketch
 
 
@@ -46,7 +52,7 @@ def fill(
         start.resize(widths)
         more, narrow, room = _narrow_lap(start, depths, budget, align, most, templates)
         depths, widths = {**depths, **more}, {**widths, **narrow}
-        if not more or not room:
+        if not room:
             break
     changed = {stage: depth for stage, depth in depths.items() if depth > before[stage]}
     return changed, widths
@@ -106,10 +112,13 @@ def _narrow_lap(
             least |= {name: known[name] for name in inner}
     if not chosen:
         return {}, {}, False
-    graph = deeper(surgeon, chosen, templates).graph
-    landed = land(graph.price, {**graph.widths, **least}, graph.widths, budget, align=align, ceiling=graph.widths)
-    inner_widths = {name: landed[name] for name in least}
-    return chosen, inner_widths, all(landed[name] == graph.widths[name] for name in least)
+    graph = deeper(surgeon, chosen, templates, tried=True).graph
+    start = {**graph.widths, **{name: width for name, width in least.items() if name in graph.free}}
+    if not budget.holds(graph.price.cost(start)):  # a block cannot be narrowed after all
+        return {}, {}, False
+    landed = land(graph.price, start, graph.widths, budget, align=align, ceiling=graph.widths)
+    within = {name: landed[name] for name in least if name in graph.free}
+    return chosen, within, all(width == graph.widths[name] for name, width in within.items())
 
 
 def _inside(stage: Stage, depth: int, graph: Graph) -> list[str]:

@@ -156,13 +156,15 @@ def _rewritten(slot: Slot, space: Space, kept: Sequence[int], added: Sequence[in
     return np.concatenate(source), np.concatenate(units)
 
 
-def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None) -> Graph:
+def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None, *, lessons: bool = True) -> Graph:
     """Read a module through one forward pass on inputs of shape [1, *shape], and one in training mode if that differs.
 
-    `hold` names spaces that stay as they are, each with its reason. Raises UsageError where the model cannot be traced
-    or has no such space. What a model's Python does with a changed width is not known here: `surgery.survey` tries it.
+    `hold` names spaces that stay as they are, each with its reason; a price alone needs no `lessons`, which are
+    the pass in training mode. Raises UsageError where the model cannot be traced or has no such space. What a model's
+    Python does with a changed width is not known here: `surgery.survey` tries it.
     """
-    traced = taught(trace(model, shape), shape)
+    traced = trace(model, shape)
+    traced = taught(traced, shape) if lessons else traced
     flow = Flow(traced)
     units = {axis: flow.units(ids) for axis, ids in flow.slots.items()}
     spaces = _spaces(units, flow.roles, flow.frozen, hold or {})

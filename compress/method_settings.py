@@ -129,7 +129,7 @@ class Autogrow(Step):
     seed_depth: Count = 1
     """Blocks of each stage at the start; 1 as published: deeper seeds end no better."""
     policy: Literal["periodic", "convergent"] = "periodic"
-    """Grow after every interval, or only once accuracy stood still for one; periodic was the better one in the paper."""
+    """Grow after every interval, or only once accuracy stood still for one; periodic did better in the paper."""
     interval: Span = Duration(3.0, "epochs")
     """Training between two decisions (K); shorter ends deeper and takes longer."""
     patience: Span = Duration(12.0, "epochs")

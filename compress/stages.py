@@ -133,7 +133,8 @@ def last_norm(model: nn.Module, shape: Shape, block: str) -> str | None:
     if not ran:
         return None
     silent = copied(model.get_submodule(block), lambda tensor: tensor.to("cpu", copy=True))
-    x = torch.rand(sizes[0], generator=torch.Generator().manual_seed(0))
+    dtype = next(silent.parameters()).dtype
+    x = torch.rand(sizes[0], generator=torch.Generator().manual_seed(0), dtype=dtype)
     with torch.no_grad():
         for parameter in silent.get_submodule(ran[-1]).parameters():
             parameter.zero_()

@@ -84,15 +84,19 @@ class Surgeon:
             elif width < now:
                 self.narrow(name, range(width))
 
-    def arrange(self, depths: Depths, templates: Mapping[str, nn.Module] | None = None) -> list[str]:
+    def arrange(
+        self, depths: Depths, templates: Mapping[str, nn.Module] | None = None, *, tried: bool = True
+    ) -> list[str]:
         """Give containers these children, as `stages.arrange` does, and look at the model again; the new blocks' paths.
 
-        The optimizer holds a new block's parameters where it holds their like in the block before it.
+        The optimizer holds a new block's parameters where it holds their like in the block before it. Where it is only
+        to be priced, what is free need not be `tried`.
         """
         groups = self._groups()
         new = arrange(self.model, depths, templates)
         self._regroup(groups, depths)
-        self.graph = survey(self.model, self.graph.shape, self.hold)
+        shape = self.graph.shape
+        self.graph = survey(self.model, shape, self.hold) if tried else read(self.model, shape, lessons=False)
         return new
 
     def apply(self, edit: Edit, *, columns: Columns = "zero", seed: int = 0) -> None:
