@@ -1,4 +1,4 @@
-"""What is needed to build a compact network again: factory, arguments, depths, and the shapes of its tensors.
+"""What is needed to build a compact network again: factory, arguments, depths, cuts and shapes.
 
 A state, not a history: the shapes stand in the header of the safetensors file anyway, so about 200 bytes of JSON are
 enough.
@@ -20,6 +20,7 @@ from torch import nn
 from compress.errors import ArtifactError, UsageError
 from compress.stages import Depths, arrange
 from compress.surgery import fit
+from compress.wires import Cuts, cuts_in, rewire
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,14 @@ class Structure:
     args: Mapping[str, Any] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     depths: Depths = field(default_factory=dict)  # children of the containers in which blocks were added or left out
+    cuts: Cuts = field(default_factory=dict)  # layer -> the sources that it does not read; see connections.cut
 
     @classmethod
     def read(cls, model: nn.Module, factory: str, args: Mapping[str, Any], depths: Depths | None = None) -> Structure:
         """The structure of a live model that this factory made and surgery changed."""
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        return cls(factory, dict(args), shapes, {path: tuple(names) for path, names in (depths or {}).items()})
+        kept = {path: tuple(names) for path, names in (depths or {}).items()}
+        return cls(factory, dict(args), shapes, kept, cuts_in(model))
 
     def build(self, make: Callable[..., nn.Module] | None = None, folder: Path | None = None) -> nn.Module:
         """A fresh module of these shapes, its numbers undefined. `make` stands in for importing the factory.
@@ -45,6 +48,7 @@ class Structure:
         model = construct(make or self.factory, self.args, folder)
         try:
             arrange(model, self.depths)
+            model = rewire(model, self.cuts)
         except UsageError as error:
             raise ArtifactError(f"{self.factory} does not build the stored network: {error}") from None
         try:
@@ -59,7 +63,7 @@ class Structure:
             "factory": self.factory,
             "args": dict(self.args),
             "depths": {path: list(names) for path, names in self.depths.items()},
-            "cuts": [],
+            "cuts": [[layer, list(sources)] for layer, sources in sorted(self.cuts.items())],
         }
 
     @classmethod
@@ -79,7 +83,8 @@ class Structure:
         try:
             said = json.loads(metadata["compress"])["structure"]
             depths = {str(path): tuple(map(str, names)) for path, names in said["depths"].items()}
-            return cls(said["factory"], said["args"], shapes, depths)
+            cuts = {str(layer): tuple(map(str, sources)) for layer, sources in said["cuts"]}
+            return cls(said["factory"], said["args"], shapes, depths, cuts)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ArtifactError(
                 f"{path.name} does not say how its network is built (no structure in its metadata), "

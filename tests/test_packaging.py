@@ -19,7 +19,7 @@ LINKED = ("export", "models", "recipes")  # folders at the top that are packages
 LAYERS = (
     ("errors", "units", "budget"),
     ("price", "memory", "trace", "operators", "rules", "flow", "tally", "cost", "graph"),
-    ("stages", "surgery"),
+    ("stages", "surgery", "calls", "wires", "connections"),
     ("weights", "structure", "landing", "depth", "keys", "method_settings", "settings", "recipe"),
     ("sources", "data", "task", "train", "diiss"),
     ("lab",),
