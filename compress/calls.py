@@ -41,14 +41,26 @@ _CALLS = {  # the same as functions and methods
 }  # fmt: skip
 
 
+class _Tracer(fx.Tracer):
+    """Writes down what is called with the model's inputs alone: what has a default keeps it."""
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        called, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for at, given in enumerate(args):
+            if isinstance(given, fx.Proxy) and given.node.args:
+                args[at] = given.node.args[0]
+                self.graph.erase_node(given.node)
+        return called, args
+
+
 def traced(model: nn.Module) -> fx.GraphModule:
-    """The model as a graph of calls, on the same modules under the same names; what was cut of it stays known.
+    """The model as a graph of calls, on the same modules under the same names.
 
     Functional dropout follows `training` as before. Raises UsageError where the code depends on values.
     """
     flags = {module: module.training for module in model.modules()}
     try:
-        evaluating, training = (fx.Tracer().trace(model.train(mode)) for mode in (False, True))
+        evaluating, training = (_Tracer().trace(model.train(mode)) for mode in (False, True))
         _follow_training(evaluating, training)
     except Exception as error:
         raise UsageError(
@@ -150,6 +162,7 @@ class Calls:
         self.layouts: dict[fx.Node, tuple[fx.Node, ...]] = {}  # the roots of its channels, in order
         self.fixed: dict[fx.Node, str] = {}  # roots that cannot go, and why
         self.used = Counter(id(tensor) for node in net.graph.nodes for tensor in self.tensors(node))
+        self._called = Counter(id(self.module(node)) for node in net.graph.nodes if node.op == "call_module")
         for node in net.graph.nodes:
             self.layouts[node] = self._walk(node)
 
@@ -297,9 +310,10 @@ class Calls:
         return len(node.users) > 1 and any(self.in_place(user) and user.args[0] is node for user in node.users)
 
     def _once(self, node: fx.Node) -> bool:
-        return all(self.used[id(tensor)] == 1 for tensor in self.module(node).parameters()) and not any(
-            True for _ in self.module(node).children()
-        )
+        """Whether a module is one layer, called here only, and nobody else has its tensors."""
+        module = self.module(node)
+        alone = self._called[id(module)] == 1 and all(self.used[id(tensor)] == 1 for tensor in module.parameters())
+        return alone and next(module.children(), None) is None
 
     @cached_property
     def _rank(self) -> int:

@@ -31,7 +31,7 @@ from compress.flow import Ints
 from compress.surgery import swap
 from compress.tally import WEIGHTED
 from compress.trace import Shape, copied, ghost
-from compress.wires import Cuts, Layer, Wires, cuts_in, merged, rewire
+from compress.wires import Cuts, Layer, Wires, cuts_in, merged, rewire, without
 
 Bools = NDArray[np.bool_]
 
@@ -177,31 +177,27 @@ class Masks:
     def __init__(self, model: nn.Module, wiring: Wiring) -> None:
         self.wiring = wiring
         self.now: Bools | None = None  # the settled mask [E] that is set
-        self._pairs = [_Columns() for _ in wiring.columns]
+        self._readers = [model.get_submodule(columns.module) for columns in wiring.columns]
+        self._hooks = [_Columns() for _ in self._readers]
         self._handles: list[RemovableHandle] = []
-        for columns, pair in zip(wiring.columns, self._pairs, strict=True):
-            module = model.get_submodule(columns.module)
-            pair.shape = tuple(-1 if dim == 1 else 1 for dim in range(module.weight.dim()))  # type: ignore[operator]
-            self._handles += [
-                module.register_forward_pre_hook(pair.shadow),
-                module.register_forward_hook(pair.unshadow, always_call=True),
-            ]
-        self._weights = [model.get_submodule(columns.module) for columns in wiring.columns]
+        for module, hook in zip(self._readers, self._hooks, strict=True):
+            self._handles.append(module.register_forward_pre_hook(hook.shadow))
+            self._handles.append(module.register_forward_hook(hook.unshadow, always_call=True))
 
     def set(self, mask: ArrayLike | None) -> None:
         """Mask what this child [E] does not have; None masks nothing."""
         self.now = None if mask is None else self.wiring.settle(mask)[0]
         if self.now is None:
-            for pair in self._pairs:
-                pair.live = None
+            for hook in self._hooks:
+                hook.live = None
             return
         keys = np.concatenate([self.now, self.wiring.alive(self.now[None])[0], [True]])
         rows = [keys[columns.keys] for columns in self.wiring.columns]
-        weight = self._weights[0].weight
+        weight = self._readers[0].weight
         assert isinstance(weight, Tensor)
         moved = torch.from_numpy(np.concatenate(rows)).to(weight.device, weight.dtype)  # one copy for all readers
-        for row, part, pair in zip(rows, torch.split(moved, [len(row) for row in rows]), self._pairs, strict=True):
-            pair.live = None if row.all() else part.view(pair.shape)
+        for row, part, hook in zip(rows, torch.split(moved, [len(row) for row in rows]), self._hooks, strict=True):
+            hook.live = None if row.all() else part
 
     def remove(self) -> None:
         """Leave the model as it was."""
@@ -213,13 +209,12 @@ class Masks:
 class _Columns:
     """The live columns of one reader; two hooks put the masked weight in front of the parameter and take it away."""
 
-    live: Tensor | None = None
-    shape: tuple[int, ...] = ()
+    live: Tensor | None = None  # [columns]; None where all are
 
     def shadow(self, module: nn.Module, inputs: Any) -> None:
         weight = module._parameters["weight"]
         if self.live is not None and weight is not None and not weight.is_meta:
-            vars(module)["weight"] = weight * self.live.to(weight)
+            vars(module)["weight"] = weight * self.live.to(weight).view(1, -1, *[1] * (weight.dim() - 2))
 
     def unshadow(self, module: nn.Module, inputs: Any, output: Any) -> None:
         vars(module).pop("weight", None)
@@ -248,7 +243,7 @@ def cut(model: nn.Module, cuts: Mapping[str, Collection[str]], shape: Shape) -> 
     unmask(own)
     wires = _Reading(own, shape).wires
     before = cuts_in(model)
-    new = merged({name: set(gone) - set(before.get(name, ())) for name, gone in cuts.items()})
+    new = without(cuts, before)
     wires.check(new)
     dead = wires.dead(new)
     swaps: dict[int, Tensor] = {}

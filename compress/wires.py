@@ -172,11 +172,11 @@ def rewire(model: nn.Module, cuts: Mapping[str, Collection[str]]) -> nn.Module:
 
     What runs it must give its tensors their sizes: `Structure.build` does. Raises UsageError for unknown names.
     """
-    if not cuts:
+    if not (new := without(cuts, cuts_in(model))):
         return model
     wires = Wires(traced(model))
-    wires.check(cuts)
-    return wires.rewired(cuts, cuts_in(model))
+    wires.check(new)
+    return wires.rewired(new, cuts_in(model))
 
 
 def cuts_in(model: nn.Module) -> Cuts:
@@ -191,3 +191,8 @@ def merged(*cuts: Mapping[str, Collection[str]]) -> Cuts:
     names = sorted({name for each in cuts for name in each})
     found = {name: tuple(sorted({source for each in cuts for source in each.get(name, ())})) for name in names}
     return {name: sources for name, sources in found.items() if sources}
+
+
+def without(cuts: Mapping[str, Collection[str]], done: Cuts) -> Cuts:
+    """The cuts that are not done yet."""
+    return merged({name: set(sources) - set(done.get(name, ())) for name, sources in cuts.items()})

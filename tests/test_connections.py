@@ -46,7 +46,7 @@ class Grown(nn.Module):
 
 
 class Forgetful(nn.Module):
-    """Two readers in a layer, ReLU straight on the concatenation, and only the last layers go on: some are unread."""
+    """Two readers in a layer, ReLU straight on the concatenation, options, and half of the layers do not go on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,12 +56,14 @@ class Forgetful(nn.Module):
         self.last = nn.Conv2d(10, 5, 1)
         self.fc = nn.Linear(5, 7)
 
-    def forward(self, x: Tensor) -> Tensor:
-        made = [self.stem(x)]
+    def forward(self, x: Tensor, scale: Tensor | None = None, features: bool = False) -> Tensor:
+        made = [self.stem(x if scale is None else x * scale)]
         for wide, flat in zip(self.wide, self.flat, strict=True):
             x = torch.relu_(torch.cat(made, 1))
             made.append(wide(x) + flat(x))
         x = self.last(torch.cat([made[0], made[2], made[4]], 1))
+        if features:
+            return x
         return self.fc(x.mean((2, 3)))
 
 
@@ -258,6 +260,25 @@ def test_torchvisions_densenet_is_read_as_ours() -> None:
 def test_a_network_without_dense_layers_is_refused(model: nn.Module) -> None:
     with pytest.raises(UsageError, match="no dense layer: none whose output is concatenated, along the channels, with"):
         Wiring.read(model, (3, 32, 32) if len(list(model.modules())) > 40 else SHAPE)
+
+
+class Shared(nn.Module):
+    """One norm for two concatenations, and nothing in it that is learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(7, 3, 1)
+        self.norm, self.fc = nn.BatchNorm2d(7, affine=False), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        two = self.two(self.norm(torch.cat([x, self.one(x)], 1)))
+        return self.fc(self.norm(torch.cat([x, two], 1)).mean((2, 3)))
+
+
+def test_the_refusal_says_why_what_looks_like_a_layer_is_none() -> None:
+    with pytest.raises(UsageError, match=r"no dense layer: .*; one is left out: norm takes it as a whole"):
+        Wiring.read(Shared(), SHAPE)
 
 
 class Fickle(nn.Module):
