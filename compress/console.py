@@ -136,9 +136,10 @@ class _Story:
         self.batch, self.epoch = data.batch, data.steps_per_epoch
         self.metric = plan.recipe.train.metric or self.metric
         counts = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
-        size = " x ".join(map(str, data.shape))
+        size = " x ".join(map(str, data.image))
         classes = f" in {len(data.classes)} classes" if data.classes else ""
-        self.screen.line(f"{data.name}: images {size}{classes}, {counts}")
+        beside = f" and {len(data.shape) - 1} more" if data.shape != data.image else ""
+        self.screen.line(f"{data.name}: images {size}{beside}{classes}, {counts}")
         base, seed, limits = plan.base, plan.seed, ", ".join(limit.text for limit in plan.budget.limits)
         self.screen.line(
             f"{plan.recipe.model.factory}: {show(base.macs, 'MACs')}, {show(base.params, 'params')}; "

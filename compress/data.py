@@ -4,6 +4,9 @@
     data.stream(start, steps)      training batches, varied, number start .. start + steps - 1 of an endless sequence
     data.split("val")              one split in order, not varied
 
+A batch is (x, y): normalised images, or a tuple of them and the further inputs of a model that takes several, which are
+neither varied nor normalised; and the labels or targets.
+
 Nothing here has a random state. The order of epoch e depends on (seed, e) alone, the crops and flips of batch b on
 (seed, b) alone, drawn on the CPU for every device: the sequence can be entered anywhere, and so a run can be resumed.
 
@@ -24,6 +27,7 @@ from torch.nn import functional
 
 from compress.errors import UsageError
 from compress.sources import TORCHVISION, Files, Found, Source, read_folder, read_npz, read_torchvision
+from compress.trace import Batch, each, plainly
 
 if TYPE_CHECKING:
     from compress import settings
@@ -38,8 +42,8 @@ class Data:
     name: str
     classes: tuple[str, ...]
     """Names of the classes; none where the targets are no class labels."""
-    shape: tuple[int, int, int]
-    """Channels, height and width of one image."""
+    shape: tuple[int, ...] | tuple[tuple[int, ...], ...]
+    """Channels, height and width of one image; of several inputs the shape of each, the image first."""
     mean: tuple[float, ...]
     """What is subtracted from each channel, in the range 0 to 1: its mean over the training images, unless stated."""
     std: tuple[float, ...]
@@ -51,7 +55,7 @@ class Data:
     steps_per_epoch: int
     """Full batches in a pass over the training images; which images are left over changes with each epoch."""
     digest: str
-    """SHA-256 over names, labels, who is in which split, and the histogram of the training pixels."""
+    """SHA-256 over names, labels, further inputs, who is in which split, and the histogram of the training pixels."""
     device: torch.device
     seed: int
     crop: int
@@ -63,30 +67,39 @@ class Data:
     share: float = 1.0
     """Training images that are used, of those that there are."""
 
-    def stream(self, start: int, steps: int, *, varied: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def image(self) -> tuple[int, ...]:
+        """Channels, height and width of one image."""
+        return each(self.shape)[0]
+
+    def stream(self, start: int, steps: int, *, varied: bool = True) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the training batches number `start` to `start + steps - 1`, counted from 0 across all epochs.
 
-        Each is (x float32 [B, C, H, W] normalised, y int64 [B]). `varied=False` leaves out crops and flips.
+        Each is (x float32 [B, C, H, W], y int64 [B]). `varied=False` leaves out crops and flips.
         """
         source, _ = self.parts["train"]
         steps_from = range(start, start + steps)
-        for number, (images, y) in zip(steps_from, source.take(self._picks(steps_from)), strict=True):
+        for number, (images, *others, y) in zip(steps_from, source.take(self._picks(steps_from)), strict=True):
             if varied and (self.crop or self.flip):
                 images = vary(images, self.draws(number).to(self.device, non_blocking=True), self.crop)
-            yield self._normalised(images), y
+            yield _batch(self._normalised(images), others), y
 
-    def split(self, name: str, batch: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+    def split(self, name: str, batch: int = 512) -> Iterator[tuple[Batch, Tensor]]:
         """Yield all of "train", "val" or "test" in order, not varied: (x float32 [n, C, H, W], y int64 [n]).
 
         Raises UsageError where the data has no such images.
         """
         source, numbers = self._part(name)
-        return ((self._normalised(images), y) for images, y in source.take(torch.split(numbers, batch)))
+        taken = source.take(torch.split(numbers, batch))
+        return ((_batch(self._normalised(images), others), y) for images, *others, y in taken)
 
-    def raw(self, name: str, n: int) -> Tensor:
-        """Return a split's first `n` images as they are, uint8 [n, C, H, W] on the CPU; fewer where it has fewer."""
+    def raw(self, name: str, n: int) -> Batch:
+        """Return a split's first `n` images as they are, uint8 [n, C, H, W] on the CPU, and what stands beside them;
+        fewer where it has fewer.
+        """
         source, numbers = self._part(name)
-        return next(source.take([numbers[:n]]))[0].cpu()
+        images, *others, _ = (column.cpu() for column in next(source.take([numbers[:n]])))
+        return _batch(images, others)
 
     def draws(self, number: int) -> Tensor:
         """Return what varies training batch `number`, int64 [3, B]: top and left of its crops, 1 for mirrored."""
@@ -114,6 +127,11 @@ class Data:
     def _normalised(self, images: Tensor) -> Tensor:
         factor, summand = self.scaling
         return images.float().mul_(factor).add_(summand)
+
+
+def _batch(images: Tensor, others: Sequence[Tensor]) -> Batch:
+    """What a model is called with."""
+    return (images, *others) if others else images
 
 
 def seed_of(seed: int, purpose: str, number: int) -> int:
@@ -178,7 +196,7 @@ def load(
     return Data(
         name=said.source,
         classes=found.classes,
-        shape=train.shape,
+        shape=plainly((train.shape, *(other.shape[1:] for other in train.others)) if train.others else train.shape),
         mean=mean,
         std=std,
         counts={name: len(parts[name][1]) if name in parts else 0 for name in ("train", "val", "test")},
@@ -237,7 +255,7 @@ def _histogram(source: Source, numbers: Tensor) -> Tensor:
     if isinstance(source, Files):
         numbers = numbers[:: -(-len(numbers) // 4096)]  # 4,096 files are read; their mean is as good as all files'
     total = torch.zeros(source.shape[0], 256, dtype=torch.int64)
-    for images, _ in source.take(torch.split(numbers, 1024)):
+    for images, *_ in source.take(torch.split(numbers, 1024)):
         total += torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).cpu()
     return total
 
@@ -263,6 +281,7 @@ def _digest(name: str, classes: Sequence[str], parts: Mapping[str, tuple[Source,
     for split, (source, numbers) in sorted(parts.items()):
         digest.update(split.encode())
         digest.update(numbers.numpy().tobytes())
-        digest.update(source.labels.cpu()[numbers].numpy().tobytes())
+        for column in (source.labels, *source.others):
+            digest.update(column.cpu()[numbers].numpy().tobytes())
     digest.update(histogram.numpy().tobytes())
     return digest.hexdigest()

@@ -23,6 +23,7 @@ from compress.settings import Recipe
 from compress.stages import Depths
 from compress.structure import Structure
 from compress.task import task_of
+from compress.trace import arguments, each
 
 IMAGES = 256  # of the validation set: every exported file is run on them in a process of its own
 
@@ -48,7 +49,7 @@ class Story:
 def check_output(model: nn.Module, data: Data) -> None:
     """Raise UsageError where the model does not return one tensor: of logits [N, classes or more], if there are any."""
     trained = model.training
-    out = model.eval()(torch.zeros(1, *data.shape))
+    out = model.eval()(*(torch.zeros(1, *one) for one in each(data.shape)))
     model.train(trained)
     one = isinstance(out, torch.Tensor) and out.shape[:1] == (1,)
     if one and (not data.classes or (out.dim() == 2 and out.shape[1] >= len(data.classes))):
@@ -77,7 +78,7 @@ def deliver(
     The test set is looked at here, once. Raises ArtifactError where a file does not compute what the network does.
     """
     tell("stage", text="finalizing: masked channels cut, equal outputs, counted again")
-    validation = (x.to("cpu") for x, _ in data.split("val"))
+    validation = (tuple(part.to("cpu") for part in arguments(x)) for x, _ in data.split("val"))
     structure = Structure(said.model.factory, said.model.args, depths=story.depths)
     compact = finalize(model, data.shape, structure, validation, top1=bool(data.classes))
     cost, planned, notes = compact.cost, story.planned, list(story.notes)

@@ -24,14 +24,11 @@ from compress.errors import ArtifactError
 from compress.graph import Graph
 from compress.structure import Structure
 from compress.surgery import Surgeon, survey
-from compress.trace import Shape, copied, each, flat, plainly
+from compress.trace import Batch, Shape, arguments, copied, each, flat, plainly
 
 DOUBLE = 1e-12  # largest |masked - compact| in float64, times max(1, max |output|)
 SINGLE = 1e-5  # the same in float32
 DRAWS = 3  # sets of weights with which a channel must be zero; the first, all positive, finds nearly all that speak
-
-
-Batch = Tensor | tuple[Tensor, ...]  # one tensor for each input of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +207,7 @@ def compare(
 
 def _outputs(models: Sequence[nn.Module], batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
     """What two models return for one batch, output by output."""
-    inputs = (batch,) if isinstance(batch, Tensor) else batch
-    one, other = (list(flat(model(*inputs))) for model in models)
+    one, other = (list(flat(model(*arguments(batch)))) for model in models)
     return zip(one, other, strict=True)
 
 

@@ -40,8 +40,8 @@ TUNING = 600  # optimizer steps that even a small data set deserves at the end
 # Arguments of factories that follow from the data, by the names that people give them.
 _FROM_DATA: dict[str, Callable[[Data], int]] = {
     **dict.fromkeys(("classes", "num_classes", "n_classes"), lambda data: len(data.classes)),
-    **dict.fromkeys(("in_channels", "in_chans"), lambda data: data.shape[0]),
-    **dict.fromkeys(("size", "image_size", "img_size"), lambda data: data.shape[1]),
+    **dict.fromkeys(("in_channels", "in_chans"), lambda data: data.image[0]),
+    **dict.fromkeys(("size", "image_size", "img_size"), lambda data: data.image[1]),
 }
 
 
@@ -164,7 +164,7 @@ class _Draft:
 
     def text(self, target: Path, seed_width: int = SEED_WIDTHS[-1]) -> str:
         """The recipe as YAML, the comments in one column."""
-        count, (_, height, _) = self.images.counts["train"], self.images.shape
+        count, (_, height, _) = self.images.counts["train"], self.images.image
         batch = max(1, min(128, 2 ** max(0, (count // 12).bit_length() - 1)))
         epoch = max(1, count // batch)
         long = epoch >= LONG_ROUND
@@ -184,7 +184,10 @@ class _Draft:
                 (f"    {_said(key)}: {_said(value)}", _origin(key, value, self.images))
                 for key, value in self.args.items()
             ),
-            (f"  input: {list(self.images.shape)}", "channels, height and width of an image; so a plan needs no data"),
+            (
+                f"  input: {json.dumps(self.images.shape)}",
+                "channels, height and width of an image; so a plan needs no data",
+            ),
             ("", ""),
             ("data:", ""),
             (

@@ -8,6 +8,7 @@ cut out, the result is held against real images, and the files and the report ar
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -92,7 +93,7 @@ def _write(
     """Write all files into an empty folder; the report."""
     factory, args, shape = said.model.factory, said.model.args, data.shape
     model = construct(factory, args, said.folder)
-    tell("stage", text=f"reading {factory} with an input of {list(shape)}")
+    tell("stage", text=f"reading {factory} with an input of {json.dumps(shape)}")
     full, base = survey(model, shape), measure(model, shape)
     budget = said.limits(base)
     fill(model, tensors)

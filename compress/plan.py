@@ -27,6 +27,7 @@ from compress.methods.scratch import Scratch
 from compress.settings import Recipe
 from compress.structure import construct
 from compress.surgery import Hold, Surgeon, survey
+from compress.trace import Shape
 from compress.units import MEMORY, show
 from compress.weights import fill, read_weights
 
@@ -138,7 +139,7 @@ def full_model(said: Recipe) -> nn.Module:
     return model
 
 
-def draw_up(said: Recipe, model: nn.Module, shape: tuple[int, ...]) -> Plan:
+def draw_up(said: Recipe, model: nn.Module, shape: Shape) -> Plan:
     """The plan of a recipe for a model that is built already."""
     methods = methods_of(said)
     if not methods[0].keeps_weights:
@@ -207,8 +208,8 @@ def methods_of(said: Recipe) -> list[Method[Any]]:
     return [METHODS[settings.name](settings, said, at) for at, settings in enumerate(said.methods)]
 
 
-def known_shape(said: Recipe) -> tuple[int, ...] | None:
-    """The shape of one input [C, H, W], where the recipe tells it without its images."""
+def known_shape(said: Recipe) -> Shape | None:
+    """The shape of one input [C, H, W], or of each of several, where the recipe tells it without its images."""
     return said.model.input or SHAPES.get(said.data.source)
 
 

@@ -102,8 +102,10 @@ def prepare(said: Recipe, device: str, tell: Callable[..., None]) -> tuple[Lab, 
     planned = draw_up(said, model, shape)
     planned.refuse()
     data = find()
-    if tuple(shape) != tuple(data.shape):
-        raise UsageError(f"model.input is {list(shape)}, but the images of {data.name} are {list(data.shape)}")
+    if shape != data.shape:
+        raise UsageError(
+            f"model.input is {json.dumps(shape)}, but the inputs of {data.name} are {json.dumps(data.shape)}"
+        )
     check_output(model, data)
     surgeon = Surgeon(model, planned.graph, hold=held(said, model))
     lab = Lab(model, surgeon, data, said, planned.budget, place, tell)

@@ -23,10 +23,22 @@ def _held_out(said: float) -> float:
     return said
 
 
-def _shape(said: tuple[int, ...]) -> tuple[int, ...]:
-    if len(said) != 3:
+Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of the one input, or of each of several
+_SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}}
+_SHAPE = {"anyOf": [{**_SIZES, "minItems": 3, "maxItems": 3}, {"type": "array", "items": _SIZES, "minItems": 1}]}
+
+
+def _shape(said: Any) -> Shape:
+    shapes = list(said) if isinstance(said, list | tuple) else []
+    several = bool(shapes) and all(isinstance(one, list | tuple) for one in shapes)
+    for one in shapes if several else [shapes]:
+        if not one or any(type(size) is not int or size < 1 for size in one):
+            raise ValueError(
+                f"expected whole numbers from 1, as [3, 32, 32] or, for two inputs, [[3, 8, 8], [10]], got {said}"
+            )
+    if len(shapes[0] if several else shapes) != 3:
         raise ValueError(f"expected three numbers, [channels, height, width], got {list(said)}")
-    return said
+    return tuple(map(tuple, shapes)) if several and len(shapes) > 1 else tuple(shapes[0] if several else shapes)
 
 
 def _factory(said: str) -> str:
@@ -61,8 +73,9 @@ class Model(Keys):
     """Callable that builds the full net, required: 'package.module:callable', or './file.py:callable' by the recipe."""
     args: dict[str, JsonValue] = Field({})
     """Keyword arguments of the factory; none by default."""
-    input: Annotated[tuple[Count, ...], AfterValidator(_shape)] | None = None
-    """Shape of one input, [channels, height, width] in pixels; null takes it from the data."""
+    input: Annotated[Shape, BeforeValidator(_shape), WithJsonSchema(_SHAPE)] | None = None
+    """Shape of the input, [channels, height, width] in pixels, or of each of several, the images first, as in
+    [[3, 8, 8], [10]]; null takes it from the data."""
     weights: str | None = None
     """A .safetensors file or a saved state_dict to start from, relative to the recipe; null: the factory's own weights,
     which it may have loaded itself. For methods that prune; those that grow draw all weights anew."""
@@ -76,7 +89,8 @@ class Data(Keys):
     """The images: where they are, how they are split and how training varies them."""
 
     source: Literal["digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100", "folder", "npz"] = "digits"
-    """Data set; 'digits' ships with the package, so that a first run needs no download."""
+    """Data set; 'digits' ships with the package, so that a first run needs no download. An npz holds x_train, y_train,
+    x_test, y_test and, if you like, x_val, y_val; of a model with several inputs also x2_train, x2_test and so on."""
     path: str | None = None
     """File (npz) or folder (others), relative to the recipe; null: its usual place, which npz and folder lack."""
     download: bool = False

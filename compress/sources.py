@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,15 +30,17 @@ TORCHVISION: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class,
 
 
 class Source(Protocol):
-    """Images that are asked for by number."""
+    """Images that are asked for by number, with what else a model is given beside each of them."""
 
     labels: Tensor
     """int64 [N] on the device; or what is to be predicted for each image, float32 or int64 [N, ...]."""
     shape: tuple[int, int, int]
     """(C, H, W) of every image."""
+    others: tuple[Tensor, ...]
+    """The further inputs of a model that has several, float32 [N, ...] each, on the device."""
 
-    def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each int64 [n] (CPU) yield (images uint8 [n, C, H, W], labels int64 [n]) on the device."""
+    def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """For each int64 [n] (CPU) yield (images uint8 [n, C, H, W], *others, labels int64 [n]) on the device."""
 
 
 class Found(NamedTuple):
@@ -48,18 +51,19 @@ class Found(NamedTuple):
 
 
 class Memory:
-    """Images held as one uint8 tensor [N, C, H, W] on the device."""
+    """Images held as one uint8 tensor [N, C, H, W] on the device, and what stands beside them."""
 
-    def __init__(self, images: Tensor, labels: Tensor, device: torch.device) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, device: torch.device, others: Sequence[Tensor] = ()) -> None:
         self.images, self.labels = images.to(device), labels.to(device)
+        self.others = tuple(other.to(device) for other in others)
         self.shape: tuple[int, int, int] = (images.shape[1], images.shape[2], images.shape[3])
 
-    def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """See Source."""
         for some in numbers:
             # Not blocking, so that a GPU with work queued is not waited for; pageable memory is staged at the call.
             at = some.to(self.labels.device, non_blocking=True)
-            yield self.images.index_select(0, at), self.labels.index_select(0, at)
+            yield tuple(column.index_select(0, at) for column in (self.images, *self.others, self.labels))
 
 
 class Files:
@@ -68,6 +72,8 @@ class Files:
     In threads rather than in a DataLoader's processes: decoding runs outside the interpreter lock, threads cost nothing
     to start at each call, and no process is forked from one that holds threads or a GPU.
     """
+
+    others: tuple[Tensor, ...] = ()
 
     def __init__(
         self,
@@ -82,7 +88,7 @@ class Files:
         self.paths, self.labels, self.shape = paths, labels.to(device), shape
         self.resize, self.workers = resize, max(1, workers)
 
-    def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """See Source; raises UsageError at a file that is no image or of another size."""
         ahead: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
         pool = ThreadPoolExecutor(self.workers)
@@ -189,8 +195,8 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
 
     Images are uint8 [N, H, W, C] or [N, H, W]; labels integers [N] from 0 to classes - 1. Floats [N, ...], or integers
     of more dimensions (a class for each pixel, say), are targets of a task that the recipe states: no classes then.
+    A model of several inputs finds the others in x2_train, x2_test, x3_train, ...: floats [N, ...], used as they are.
     """
-    must, may = {"x_train", "y_train", "x_test", "y_test"}, {"x_val", "y_val"}
     try:
         with path.open("rb") as opened:  # opened here, as numpy leaves a broken file open
             file = np.load(opened, allow_pickle=False)
@@ -203,13 +209,16 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
             told = "it is damaged or something else"
         raise UsageError(f"{path} cannot be read as an .npz file of plain arrays: {told}") from error
     keys = set(arrays)
-    if not must <= keys <= must | may or len(keys & may) == 1:
+    more = [f"x{number}" for number in range(2, len(keys)) if f"x{number}_train" in keys]
+    splits = [split for split in ("train", "val", "test") if split != "val" or f"x_{split}" in keys]
+    if keys != {f"{axis}_{split}" for axis in ("x", *more, "y") for split in splits}:
         raise UsageError(
-            f"{path} has the arrays {', '.join(sorted(keys)) or '(none with a name)'}; expected "
-            f"{', '.join(sorted(must))} and, if you like, {' and '.join(sorted(may))}."
+            f"{path} has the arrays {', '.join(sorted(keys)) or '(none with a name)'}; expected x_test, x_train, "
+            "y_test, y_train and, if you like, x_val and y_val; of a model with several inputs also x2_train, x2_test "
+            "(and x2_val) and so on."
         )
-    splits = ("train", "val", "test")
-    return _checked(str(path), {s: (arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in splits if f"x_{s}" in keys}, device)
+    pairs = {split: (arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in splits}
+    return _checked(str(path), pairs, device, more={s: {x: arrays[f"{x}_{s}"] for x in more} for s in splits})
 
 
 def read_torchvision(source: str, path: Path | None, *, download: bool, device: torch.device) -> Found:
@@ -235,6 +244,7 @@ def _checked(
     arrays: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     device: torch.device,
     names: tuple[str, ...] = (),
+    more: Mapping[str, Mapping[str, NDArray[Any]]] = MappingProxyType({}),
 ) -> Found:
     sources: dict[str, Source] = {}
     count, shape = len(names), ()
@@ -253,8 +263,26 @@ def _checked(
             raise UsageError(f"{where}: x_{split} has images {list(x.shape[1:])}, x_train has {list(shape)}.")
         images = np.array(x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2), order="C")
         kind = np.float32 if y.dtype.kind == "f" else np.int64
-        sources[split] = Memory(torch.from_numpy(images), torch.from_numpy(y.astype(kind)), device)
+        others = [
+            _further(where, f"{name}_{split}", of, (len(x), *more["train"][name].shape[1:]))
+            for name, of in more.get(split, {}).items()
+        ]
+        sources[split] = Memory(torch.from_numpy(images), torch.from_numpy(y.astype(kind)), device, others)
     return Found(names or tuple(map(str, range(count))), sources)
+
+
+def _further(where: str, name: str, x: NDArray[Any], shape: tuple[int, ...]) -> Tensor:
+    """A further input as float32 [N, ...], one row of `shape` for each image."""
+    if x.dtype.kind != "f" or x.ndim < 2 or x.shape != shape or x.size == 0:
+        want = list(shape) if len(shape) > 1 else f"[{shape[0]}, ...]"
+        raise UsageError(
+            f"{where}: {name} is {x.dtype} {list(x.shape)}; expected floats {want}, one row for each image."
+        )
+    with np.errstate(over="ignore"):
+        tensor = torch.from_numpy(x.astype(np.float32))
+    if not tensor.isfinite().all():
+        raise UsageError(f"{where}: {name} holds numbers that are not finite in float32.")
+    return tensor
 
 
 def _is_target(y: NDArray[Any]) -> bool:

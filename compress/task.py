@@ -6,6 +6,8 @@ the recipe, by import path or file as a model's factory is:
     train.loss     loss(output, y) -> one number to go down, a mean over the batch
     train.metric   metric(output, y) -> one score for each image [B], or their mean; larger is better
     train.step     step(model, x, y) -> (loss, output), in place of output = model(x) and the loss
+
+Where a model takes several inputs, x is a tuple of them and output = model(*x).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.nn import functional
 from compress.data import Data
 from compress.errors import CompressError, UsageError
 from compress.structure import locate
-from compress.trace import flat, say
+from compress.trace import Batch, arguments, flat, say
 
 if TYPE_CHECKING:
     from compress import settings
@@ -34,16 +36,16 @@ class Task:
 
     loss: Callable[[Any, Tensor], Tensor]
     metric: Callable[[Any, Tensor], Tensor]
-    step: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Any]] | None = None
+    step: Callable[[nn.Module, Batch, Tensor], tuple[Tensor, Any]] | None = None
     name: str = "top-1"  # of the metric
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    def run(self, model: nn.Module, x: Batch, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch and the sum of its images' scores; `precision` is "fp32" or "bf16" (autocast)."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=precision == "bf16"):
             if self.step is not None:
                 loss, output = self.step(model, x, y)
             else:
-                output = model(x)
+                output = model(*arguments(x))
         if self.step is None:
             output = _single(output)
             loss = self.loss(output, y)
@@ -126,7 +128,7 @@ def _checked(key: str, path: str | None, call: Callable[..., Any]) -> Callable[[
 
 
 def _checked_step(path: str | None, call: Callable[..., Any]) -> Callable[..., tuple[Tensor, Any]]:
-    def checked(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+    def checked(model: nn.Module, x: Batch, y: Tensor) -> tuple[Tensor, Any]:
         found = _called("step", path, call, model, x, y)
         if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Tensor) or found[0].dim():
             raise UsageError(f"train.step: {path} returned {type(found).__name__}; it must return (loss, output)")

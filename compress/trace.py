@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compress.errors import UsageError
 
 Shape = Sequence[int] | Sequence[Sequence[int]]  # of one input without its batch, or of several, one after the other
+Batch = Tensor | tuple[Tensor, ...]  # what a model is called with: its one input, or one tensor for each of several
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,11 @@ def plainly(shape: Shape) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     """The same as tuples."""
     shapes = each(shape)
     return shapes[0] if all(isinstance(size, int) for size in shape) else shapes
+
+
+def arguments(batch: Batch) -> tuple[Tensor, ...]:
+    """The arguments of forward() for a batch."""
+    return (batch,) if isinstance(batch, Tensor) else batch
 
 
 def blanks(model: nn.Module, shape: Shape, batch: int = 1) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress.data import Data, seed_of
 from compress.errors import UsageError
 from compress.task import Task, classification
-from compress.trace import Shape, copied, each, flat
+from compress.trace import Shape, arguments, copied, each, flat
 
 TELL_EVERY = 0.5  # seconds from one report of progress to the next; on a GPU also from one look at the losses
 BF16_MACS = 250_000  # of one image; below this, casting costs what the faster arithmetic saves
@@ -176,7 +176,7 @@ def recalibrate(model: nn.Module, data: Data, batches: int) -> None:
             norm.train()
         try:
             for x, _ in data.stream(0, batches, varied=False):
-                model(x)
+                model(*arguments(x))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

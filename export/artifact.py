@@ -44,6 +44,7 @@ from compress.export.source import spell_out
 from compress.export.spelling import Unspelled
 from compress.export.verify import digest, verify
 from compress.structure import Structure
+from compress.trace import Batch, arguments
 
 if TYPE_CHECKING:
     from compress.finalize import Compact
@@ -76,7 +77,7 @@ def write(
     *,
     budget: Budget,
     base: Cost,
-    images: Tensor,
+    images: Batch,
     mean: Sequence[float],
     std: Sequence[float],
     classes: Sequence[str],
@@ -86,23 +87,27 @@ def write(
 ) -> Written:
     """Write the model files and the recipe into an empty folder, and check them as their users will meet them.
 
-    `images` uint8 [n, C, H, W] are real ones; `mean` and `std` [C] are of pixels in [0, 1]. With `bake_preprocessing`
-    the normalisation is in model.onnx, whose input is then float32 in [0, 255]. `source` is the folder of the recipe,
-    where a factory "./net.py:make" is found. The report is written afterwards, from what this returns:
+    `images` uint8 [n, C, H, W] are real ones, in a tuple with the further inputs, float32 [n, ...], of a network that
+    takes several; `mean` and `std` [C] are of pixels in [0, 1]. With `bake_preprocessing` the normalisation is in
+    model.onnx, whose images are then float32 in [0, 255]. `source` is the folder of the recipe, where a factory
+    "./net.py:make" is found. The report is written afterwards, from what this returns:
     `report.save(folder, report.build(...))`.
 
     Raises ArtifactError where a file does not compute what the network computes or holds more MACs than were counted. A
     network over its budget is written all the same: its rows say so.
     """
+    pictures, *others = arguments(images)
     preprocessing = {
         "layout": "NCHW",
-        "shape": list(images.shape[1:]),
+        "shape": list(pictures.shape[1:]),
         "range": [0, 255] if bake_preprocessing else [0, 1],
         "mean": [float(m) for m in mean],
         "std": [float(s) for s in std],
         "baked": bake_preprocessing,
         "classes": list(classes),
     }
+    if others:
+        preprocessing["others"] = [{"name": f"x{n}", "shape": list(x.shape[1:])} for n, x in enumerate(others, 2)]
     network = _plain(compact.model)
     cost, notes = _save_models(network, compact, folder, budget, base, preprocessing)
     (folder / "recipe.yaml").write_text(report.portable(recipe_text), encoding="utf-8")
@@ -111,8 +116,8 @@ def write(
     if verdict.code == ArtifactError.exit_code:
         raise ArtifactError(verdict.lines[0])
     with torch.inference_mode():
-        parts = [images[at : at + 64] for at in range(0, len(images), 64)]
-        expected = torch.cat([network(_normalise(part, preprocessing)) for part in parts])
+        parts = zip(*(torch.split(x, 64) for x in _normalise(images, preprocessing)), strict=True)
+        expected = torch.cat([network(*part) for part in parts])
     try:
         parity = read_back(folder, images, expected.numpy(), source)
     except ArtifactError as error:
@@ -126,12 +131,12 @@ def write(
 
 
 def read_back(
-    folder: Path, images: Tensor, expected: NDArray[np.float32] | None = None, source: Path | None = None
+    folder: Path, images: Batch, expected: NDArray[np.float32] | None = None, source: Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """Run every model file on real images, each in a fresh process, all side by side, and compare; model.py too, where
     there is one.
 
-    `images` uint8 [n, C, H, W]; `expected` [n, classes] are the network's own logits, those of model.safetensors when
+    `images` as in `write`; `expected` [n, classes] are the network's own logits, those of model.safetensors when
     they are not given. Returns, by file name, its size and digest, the number of images, the largest absolute
     difference, the same over the largest output, and whether top-1 is equal on every image (None without classes).
 
@@ -141,7 +146,8 @@ def read_back(
     if missing:
         raise ArtifactError(f"{folder}: {' and '.join(missing)} missing; a finished folder holds {', '.join(MODELS)}.")
     preprocessing = onnx_file.metadata(onnx_file.read(folder / "model.onnx"))["preprocessing"]
-    raw, normalised = images.float().numpy(), _normalise(images, preprocessing).numpy()
+    normalised = [x.numpy() for x in _normalise(images, preprocessing)]
+    raw = [arguments(images)[0].float().numpy(), *normalised[1:]]
     names = (*MODELS, SOURCE) if (folder / SOURCE).is_file() else MODELS
     inputs = {name: raw if preprocessing["baked"] and name == "model.onnx" else normalised for name in names}
     outputs = _run(folder, inputs, source)
@@ -193,9 +199,9 @@ class _Exported(nn.Module):
             raise ArtifactError(f"{path}: not an exported program: {error}") from None
         self.training = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W], normalised, to logits [N, classes]."""
-        logits: Tensor = self.program(x)
+    def forward(self, *x: Tensor) -> Tensor:
+        """Images [N, C, H, W], normalised, and further inputs, to logits [N, classes]."""
+        logits: Tensor = self.program(*x)
         return logits
 
     def train(self, mode: bool = True) -> Self:
@@ -225,11 +231,12 @@ def _save_models(
     """Write the model files of a network on the CPU; its cost with the size of model.onnx, and why one was left out."""
     structure, tensors = compact.structure.to_json(), _tensors(network)
     _save_weights(folder / "model.safetensors", structure, tensors)
-    program = _export(network, torch.zeros(2, *preprocessing["shape"]))
+    inputs = [{"name": "images", "shape": preprocessing["shape"]}, *preprocessing.get("others", [])]
+    program = _export(network, *(torch.zeros(2, *of["shape"]) for of in inputs))
     text, notes = _spell_out(program, network, tensors, preprocessing)
     if text:
         (folder / SOURCE).write_text(text, encoding="utf-8")
-    model = onnx_file.clean(_to_onnx(program))
+    model = onnx_file.clean(_to_onnx(program, [of["name"] for of in inputs]))
     if preprocessing["baked"]:
         mean, std = preprocessing["mean"], preprocessing["std"]
         model = onnx_file.bake(model, [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)])
@@ -289,26 +296,28 @@ def _fingerprint(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     return hashlib.sha256(json.dumps([structure, shapes], sort_keys=True).encode()).hexdigest()
 
 
-def _normalise(images: Tensor, preprocessing: Mapping[str, Any]) -> Tensor:
+def _normalise(batch: Batch, preprocessing: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """What the network is called with: the images normalised, other inputs as they are."""
+    images, *others = arguments(batch)
     mean, std = (torch.tensor(preprocessing[key], dtype=torch.float32).view(1, -1, 1, 1) for key in ("mean", "std"))
-    return (images.float() / 255 - mean) / std
+    return (images.float() / 255 - mean) / std, *others
 
 
-def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def _export(model: nn.Module, *example: Tensor) -> torch.export.ExportedProgram:
     """Trace the network once, with a free batch. The example holds two images: one would fix the batch at 1."""
-    axes = ({0: torch.export.Dim("batch")},)
+    batch = torch.export.Dim("batch")
     with _quiet(), _exporting("traced by torch.export"):
-        return torch.export.export(model, (example,), dynamic_shapes=axes, strict=False)
+        return torch.export.export(model, example, dynamic_shapes=tuple({0: batch} for _ in example), strict=False)
 
 
-def _to_onnx(program: torch.export.ExportedProgram) -> Any:
+def _to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str]) -> Any:
     with _quiet(), _exporting("translated to ONNX"):
         exported = torch.onnx.export(
             program,
             dynamo=True,
             external_data=False,
             verbose=False,
-            input_names=["images"],
+            input_names=inputs,
             output_names=["logits"],
         )
     assert exported is not None
@@ -364,16 +373,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _run(
-    folder: Path, inputs: Mapping[str, NDArray[np.float32]], source: Path | None
+    folder: Path, inputs: Mapping[str, Sequence[NDArray[np.float32]]], source: Path | None
 ) -> dict[str, NDArray[np.float32]]:
     """Run each file in a fresh process; all start before any is waited for, because importing torch takes seconds."""
     environment = latency.environment() | {"PYTHONWARNINGS": "ignore"}
     running: dict[str, subprocess.Popen[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            for name, images in inputs.items():
-                files = [str(Path(scratch, f"{name}.{end}.npy")) for end in ("in", "out")]
-                np.save(files[0], images)
+            for name, given in inputs.items():
+                files = [str(Path(scratch, f"{name}.{end}")) for end in ("in.npz", "out.npy")]
+                np.savez(files[0], *given)
                 command = [sys.executable, "-P", str(readback.__file__), str((folder / name).absolute()), *files]
                 running[name] = subprocess.Popen(
                     command, cwd=source, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -1,8 +1,8 @@
-"""One model file, run in a process of its own as its user would run it: readback.py FILE INPUTS.npy OUTPUTS.npy
+"""One model file, run in a process of its own as its user would run it: readback.py FILE INPUTS.npz OUTPUTS.npy
 
 Run as a script, never imported: model.onnx meets onnxruntime and no torch, model.pt2 meets torch and none of our code,
 model.safetensors meets `compress.load`, model.py meets torch, safetensors and nothing else. Inputs
-float32 [n, C, H, W], outputs float32 [n, classes].
+float32 [n, C, H, W], and others where the network takes several, in their order; outputs float32 [n, classes].
 """
 
 import runpy
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-Run = Callable[[Any], Any]
+Run = Callable[..., Any]
 
 
 def _onnx(path: Path) -> Run:
@@ -24,7 +24,8 @@ def _onnx(path: Path) -> Run:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported; this must prove that the file needs none")
-    return lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
+    names = [value.name for value in session.get_inputs()]
+    return lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0]
 
 
 def _program(path: Path) -> Run:
@@ -63,18 +64,19 @@ class _Only(PathFinder):
 def _torch(module: Any) -> Run:
     import torch
 
-    def run(x: Any) -> Any:
+    def run(*x: Any) -> Any:
         with torch.inference_mode():
-            return module(torch.from_numpy(x)).numpy()
+            return module(*map(torch.from_numpy, x)).numpy()
 
     return run
 
 
 def _main(path: Path, inputs: Path, outputs: Path) -> None:
     run = {".onnx": _onnx, ".pt2": _program, ".safetensors": _weights, ".py": _source}[path.suffix](path)
-    images = np.load(inputs)
+    given = list(np.load(inputs).values())
     # A batch of one, then many, and whatever is left: the batch must be free.
-    parts = [run(images[:1]), *(run(images[at : at + 64]) for at in range(1, len(images), 64))]
+    starts = [0, *range(1, len(given[0]), 64)]
+    parts = [run(*(x[at : at + 64 if at else 1] for x in given)) for at in starts]
     np.save(outputs, np.concatenate(parts))
 
 

@@ -229,11 +229,12 @@ def markdown(report: Mapping[str, Any], picture: str | None = None) -> str:
 
 
 def _prepared(said: Mapping[str, Any]) -> str:
-    shape = ", ".join(str(n) for n in ("N", *said["shape"]))
+    shape, *others = (", ".join(map(str, ("N", *of["shape"]))) for of in (said, *said.get("others", [])))
     low, high = said["range"]
     mean, std = (" ".join(f"{x:.4g}" for x in said[key]) for key in ("mean", "std"))
     rest = "normalised inside" if said["baked"] else f"minus mean ({mean}), over std ({std})"
-    return f"float32 [{shape}], pixels in [{low}, {high}], {rest}"
+    beside = "".join(f"; x{number}: float32 [{other}]" for number, other in enumerate(others, 2))
+    return f"float32 [{shape}], pixels in [{low}, {high}], {rest}{beside}"
 
 
 def _spent(spent: Mapping[str, Any] | None) -> str:

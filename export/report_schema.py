@@ -76,6 +76,16 @@ _TRAIN_COST = _object(
         "baseline": _object({"name": _MAYBE_TEXT, "epochs": _NUMBER, "train_images": _COUNT, "macs_images": _COUNT}),
     }
 )
+_PREPROCESSING = {
+    "layout": {"const": "NCHW"},
+    "shape": _list(_COUNT, minItems=3, maxItems=3),
+    "range": _list({"type": "number"}, minItems=2, maxItems=2),
+    "mean": _list({"type": "number"}),
+    "std": _list({"type": "number"}),
+    "baked": {"type": "boolean"},
+    "classes": _list(_TEXT),
+}
+_OTHERS = {"others": _list(_object({"name": _TEXT, "shape": _list(_COUNT, minItems=1)}), minItems=1)}  # inputs
 SCHEMA: dict[str, Any] = _object(
     {
         "schema_version": {"const": SCHEMA_VERSION},
@@ -112,17 +122,7 @@ SCHEMA: dict[str, Any] = _object(
                 }
             ),
         },
-        "preprocessing": _object(
-            {
-                "layout": {"const": "NCHW"},
-                "shape": _list(_COUNT, minItems=3, maxItems=3),
-                "range": _list({"type": "number"}, minItems=2, maxItems=2),
-                "mean": _list({"type": "number"}),
-                "std": _list({"type": "number"}),
-                "baked": {"type": "boolean"},
-                "classes": _list(_TEXT),
-            }
-        ),
+        "preprocessing": _object(_PREPROCESSING | _OTHERS, required=sorted(_PREPROCESSING)),
         "spaces": _list(_object({"name": _TEXT, "width": _COUNT, "full": _COUNT, "frozen": _MAYBE_TEXT})),
         "steps": _list(_STEP),
         "history": _list(

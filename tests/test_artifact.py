@@ -381,7 +381,7 @@ def test_writing_is_quiet(net, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         program = artifact._export(net.model, torch.randn(2, *SHAPE))
-        model = artifact._to_onnx(program)
+        model = artifact._to_onnx(program, ["images"])
     assert isinstance(model, onnx.ModelProto)
     assert capfd.readouterr() == ("", "")
 

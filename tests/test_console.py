@@ -25,6 +25,7 @@ PLANNED = SimpleNamespace(
 DIGITS = SimpleNamespace(
     name="digits",
     shape=(1, 8, 8),
+    image=(1, 8, 8),
     classes="0123456789",
     counts={"train": 1000, "val": 400},
     batch=50,

@@ -341,7 +341,7 @@ WEIGHTS = {"factory": "compress.models:vgg", "args": NET, "weights": "model.safe
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"model": LARGE_INPUT}, r"is \[1, 9, 9\], but the images of digits are \[1, 8, 8\]"),
+        ({"model": LARGE_INPUT}, r"is \[1, 9, 9\], but the inputs of digits are \[1, 8, 8\]"),
         ({"model": NARROW_OUTPUT}, r"output is \[1, 9\] for one image, but digits has 10 classes; it must be"),
         ({"model": WEIGHTS}, r"model\.weights: adenel draws all weights anew; leave the key out"),
         ({"data": {"source": "npz", "path": "none.npz"}}, r"none\.npz"),
