@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress import recipe, train
 from compress.budget import Budget, Cost
@@ -23,8 +24,9 @@ from compress.settings import Recipe
 from compress.stages import Depths
 from compress.structure import Structure
 from compress.task import task_of
-from compress.trace import arguments, each
+from compress.trace import arguments, each, say
 
+COMPANY = 1e-3  # of the largest output: what other images in the batch may change, far above rounding
 IMAGES = 256  # of the validation set: every exported file is run on them in a process of its own
 
 
@@ -47,13 +49,21 @@ class Story:
 
 @torch.no_grad()
 def check_output(model: nn.Module, data: Data) -> None:
-    """Raise UsageError where the model does not return one tensor: of logits [N, classes or more], if there are any."""
-    trained = model.training
-    out = model.eval()(*(torch.zeros(1, *one) for one in each(data.shape)))
-    model.train(trained)
+    """Raise UsageError where the model does not return one tensor, of logits [N, classes or more] if there are any, or
+    where an image's output is not its own.
+    """
+    trained, draw = model.training, torch.Generator().manual_seed(0)
+    two = [torch.randn(2, *one, generator=draw) for one in each(data.shape)]
+    model.eval()
+    try:
+        out, both = model(*(x[:1] for x in two)), model(*two)
+    except Exception as error:
+        raise UsageError(f"the model cannot be run on one input, or on two together ({say(error)})") from error
+    finally:
+        model.train(trained)
     one = isinstance(out, torch.Tensor) and out.shape[:1] == (1,)
     if one and (not data.classes or (out.dim() == 2 and out.shape[1] >= len(data.classes))):
-        return
+        return _refuse_company(model, out.double(), both[:1].double())
     got = list(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
     if not data.classes:
         raise UsageError(f"the model's output is {got} for one image; it must be one tensor, [1, ...]")
@@ -61,6 +71,17 @@ def check_output(model: nn.Module, data: Data) -> None:
         f"the model's output is {got} for one image, but {data.name} has {len(data.classes)} classes; "
         f"it must be one tensor of logits, [1, {len(data.classes)}]"
     )
+
+
+def _refuse_company(model: nn.Module, alone: torch.Tensor, beside: torch.Tensor) -> None:
+    """Raise UsageError where an image's output in eval mode is another one when a second image stands beside it."""
+    if not float((alone - beside).abs().max()) > COMPANY * float(alone.abs().max()):
+        return
+    norms = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+    why = (
+        f": {norms[0]} has no running statistics; build it with track_running_stats=True" if norms else ", or by chance"
+    )
+    raise UsageError(f"in eval mode the model's output for an image changes with the rest of its batch{why}")
 
 
 def deliver(

@@ -248,6 +248,32 @@ def test_networks_that_differ_are_an_artifact_error() -> None:
         compare(net, other, SHAPE)
 
 
+class Single(Net):
+    """A net that turns its input into float32 and so cannot run in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images."""
+        return super().forward(x.float())
+
+
+def test_a_net_that_insists_on_float32_is_finalized_by_its_masks_and_compared_in_float32() -> None:
+    net = lively(Single())
+    with torch.no_grad():
+        net.n.weight[1] = net.n.bias[1] = 0.0  # silent, which only float64 could tell
+    assert finalize(net, SHAPE, STRUCTURE, images()).removed == {}
+    silence(net, read(net, SHAPE), "a", [0, 3])
+    done = finalize(net, SHAPE, STRUCTURE, images())
+    assert done.removed == {"a": 2}
+    assert done.drift < 1e-5
+    with pytest.raises(ArtifactError, match=r"changed the outputs by .* in float32"):
+        compare(net, lively(Single()).apply(_redrawn), SHAPE, images())
+
+
+def _redrawn(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        nn.init.normal_(parameter)
+
+
 class Rounded(nn.Module):
     """Exact in float64; in float32, `error` is added to class 0 of pictures that are brighter than noise."""
 
