@@ -204,9 +204,9 @@ class Tally:
             read = [names[id(t)] for t in call.tensors if id(t) in names]
             stored.update(read)
             rest += sum(map(len, read)) + INPUT_BYTES * max(len(call.tensors) - 2, 0)
-            if call.args and (like := names.get(id(call.args[0]))) is not None:
+            if len(read) == len(call.tensors) and call.args and (like := names.get(id(call.args[0]))) is not None:
                 copies = sum(tensor.numel() for tensor in flat(call.out)) // self._tensors[like].numel()
-                size, left, right = self._sized(like, self._tensors[like])  # turned or expanded: stored as it is needed
+                size, left, right = self._sized(like, self._tensors[like])  # a weight alone: stored as it comes out
                 yield Piece((0, 0, 0, 4 * size * max(copies - 1, 0)), left, right)
             else:
                 rest += NODE_BYTES.get(call.op, OTHER_BYTES)

@@ -221,6 +221,21 @@ def test_a_network_that_makes_its_own_tensors_or_buffers_in_lists_is_counted() -
     assert measure(Odd(), SHAPE).macs == 14 * 14 * 4 * 3 * 9
 
 
+class Pointwise(nn.Module):
+    """A block as in ConvNeXt: linear layers at every pixel, and a parameter that scales each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.down(fn.gelu(self.up(self.norm(x.permute(0, 2, 3, 1)))))
+        return (x + self.scale * y.permute(0, 3, 1, 2)).mean((2, 3))
+
+
 @pytest.fixture(scope="module")
 def sized() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     wide = models.vgg([16, 16, 32], [2, 3], in_channels=1, size=8, hidden=[32], last_pool="global")
@@ -232,11 +247,15 @@ def sized() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         "no affine, no bias, shared": (
             nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=False), nn.ReLU(), nn.BatchNorm2d(6),
                           nn.Flatten(), nn.Linear(6 * 36, 40, bias=False), nn.BatchNorm1d(40)), (3, 8, 8)),
+        "a bias and a scale on many places": (Pointwise(), (3, 24, 24)),
     }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter, about its own insides
-@pytest.mark.parametrize("name", ["lenet5", "vgg", "resnet20", "densenet", "no affine, no bias, shared"])
+@pytest.mark.parametrize(
+    "name",
+    ["lenet5", "vgg", "resnet20", "densenet", "no affine, no bias, shared", "a bias and a scale on many places"],
+)
 def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
     name: str, sized: dict[str, tuple[nn.Module, tuple[int, ...]]], tmp_path: Path
 ) -> None:
