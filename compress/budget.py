@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from math import floor
-from typing import Self
+from typing import Any, Self
 
 from compress import units
 from compress.errors import UsageError
@@ -130,7 +130,7 @@ class Budget:
 
         return Budget(tuple(part(limit) for limit in self.limits))
 
-    def rows(self, cost: Cost, measured: Mapping[str, Latency] | None = None) -> list[dict[str, object]]:
+    def rows(self, cost: Cost, measured: Mapping[str, Latency] | None = None) -> list[dict[str, Any]]:
         """Return one row a limit, warnings included, as the report holds them; none for what was not measured."""
         rows = []
         for limit in self.limits:
@@ -138,7 +138,7 @@ class Budget:
             if latency is None and limit in self.latencies:
                 continue
             value = latency.median if latency else cost.of(limit.unit)
-            row: dict[str, object] = {
+            row: dict[str, Any] = {
                 "unit": limit.unit,
                 "limit": limit.limit,
                 "value": value,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 import click
 
 from compress.errors import UsageError
-from compress.units import MEMORY, show, span
+from compress.units import MEMORY, percent, score, show, span
 
 if TYPE_CHECKING:
     from compress.budget import Cost
@@ -43,9 +43,9 @@ _COLUMNS = (
     ("step", 7),
     ("MACs", 11),
     ("params", 13),
-    ("budget", 7),
+    ("budget", 8),
     ("loss", 7),
-    ("val", 7),
+    ("val", 8),
     ("size", -1),
 )
 
@@ -78,16 +78,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[in
         return "  ".join(cells).rstrip()
 
     return [line(head), *map(line, rows)]
-
-
-def percent(share: float) -> str:
-    """Say a fraction of 1: 0.9987 is "99.87%"; never more than it is, so that 100% is nothing less."""
-    return f"{int(share * 10_000 + 1e-9) / 100:.2f}%"
-
-
-def score(value: float | None, metric: str) -> str:
-    """Say an accuracy as a percentage, another metric's score as it is, and None as nothing."""
-    return "" if value is None else percent(value) if metric == "top-1" else f"{value:.4g}"
 
 
 def in_short(widths: Mapping[str, int]) -> str:
@@ -382,7 +372,7 @@ def _used(row: Mapping[str, Any], nets: Mapping[str, "Cost"]) -> list[str]:
 def _counter(row: Mapping[str, Any]) -> str:
     if "runs" not in row:
         return _COUNTERS[row["unit"]]
-    return f"ns, median of {row['runs']:,} runs; 80% took {span(row['spread'], row['unit'])}"
+    return f"ns, median of {row['runs']:,} runs; 80 % took {span(row['spread'], row['unit'])}"
 
 
 def _word(row: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 
 from compress.errors import UsageError
 
@@ -143,6 +144,16 @@ def show(value: int, unit: str) -> str:
 def span(ends: Sequence[int], unit: str) -> str:
     """Say from where to where a measured time goes: "801.7 us to 1.291 ms"."""
     return " to ".join(show(value, unit).partition("@")[0] for value in ends)
+
+
+def percent(share: float) -> str:
+    """Say a fraction of 1, never more than it is: 0.9987 is "99.87 %", and 100 % is nothing less."""
+    return f"{floor(round(share * 10_000, 6)) / 100:.2f} %"
+
+
+def score(value: float | None, metric: str) -> str:
+    """Say an accuracy in percent, another metric's score as it is, and None as nothing."""
+    return "" if value is None else percent(value) if metric == "top-1" else f"{value:.4g}"
 
 
 def exact(value: int, unit: str) -> str:

@@ -65,7 +65,7 @@ class Written:
     """What `write` found out: the cost with the true size of model.onnx, the budget's rows, what the report needs."""
 
     cost: Cost
-    rows: list[dict[str, object]]
+    rows: list[dict[str, Any]]
     parity: dict[str, dict[str, Any]]
     preprocessing: dict[str, Any]
     notes: tuple[str, ...] = ()  # sentences: what was left out, and why

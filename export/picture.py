@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UsageError
-from compress.export.report import percent, score
+from compress.units import percent, score
 
 if TYPE_CHECKING:  # it takes a second: only who draws imports it
     from matplotlib.axes import Axes

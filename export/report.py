@@ -18,7 +18,7 @@ from typing import Any
 from compress.budget import Cost
 from compress.errors import ArtifactError
 from compress.export.report_schema import PACKAGES, SCHEMA_VERSION
-from compress.units import MEMORY, show, span
+from compress.units import MEMORY, percent, score, show, span
 
 _ABSOLUTE = re.compile(r"""(?<![\w.:/~)])(?:[A-Za-z]:[\\/]|[\\/]{1,2})(?:[^\s'",;:\\/]+[\\/])*([^\s'",;:\\/]+)""")
 _COUNTERS = {
@@ -311,16 +311,6 @@ def _counter(row: Mapping[str, Any]) -> str:
 
 def _exact(value: int, unit: str) -> str:
     return f"{value:,} {unit}" if value < 10_000 else f"{show(value, unit)} ({value:,})"
-
-
-def percent(share: float) -> str:
-    """Say a fraction of 1, never more than it is: 0.9987 is "99.87 %"."""
-    return f"{math.floor(round(share * 10_000, 6)) / 100:.2f} %"  # cut off: 99.999 % is not 100 %
-
-
-def score(value: float | None, metric: str) -> str:
-    """Say an accuracy in percent, another metric's score as it is, and None as nothing."""
-    return "" if value is None else percent(value) if metric == "top-1" else f"{value:.4g}"
 
 
 def _cell(value: Any) -> str:

@@ -35,7 +35,7 @@ class Verdict:
 
     code: int
     lines: tuple[str, ...]
-    rows: tuple[dict[str, object], ...] = ()
+    rows: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the verdict as plain values, for `--json`."""
@@ -199,14 +199,13 @@ def _judge(
     rows = budget.rows(cost, measured)
     kept = all(row["pass"] for row in rows if row["level"] == "error")
     lines = [f"{path}: {'keeps' if kept else 'does not keep'} {', '.join(limit.text for limit in budget.limits)}."]
-    for row, limit in zip(rows, budget.limits, strict=True):
-        latency = (measured or {}).get(limit.unit)
-        value = latency.median if latency else cost.of(limit.unit)
-        word = "kept" if row["pass"] else "OVER" if limit.level == "error" else "over (a warning)"
-        lines.append(f"{limit.text}: {word}, {show(value, limit.unit)} = {value:,} of {limit.limit:,} {limit.unit}")
-        if latency:
-            spread = span((latency.low, latency.high), limit.unit)
-            told.append(f"{limit.text}: {latency.runs:,} runs on {latency.processor}, 80 % of them within {spread}")
+    for row in rows:
+        text, unit, value = row["text"], row["unit"], row["value"]
+        word = "kept" if row["pass"] else "OVER" if row["level"] == "error" else "over (a warning)"
+        lines.append(f"{text}: {word}, {show(value, unit)} = {value:,} of {row['limit']:,} {unit}")
+        if "runs" in row:
+            spread = span(row["spread"], unit)
+            told.append(f"{text}: {row['runs']:,} runs on {row['processor']}, 80 % of them within {spread}")
     return Verdict(0 if kept else 1, (*lines, *told), tuple(rows))
 
 

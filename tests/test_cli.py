@@ -299,7 +299,8 @@ def test_a_plan_names_every_space_and_every_cost() -> None:
     # Everything but the last layer's biases goes with some channel; all multiplications do.
     params = 9 * 16 + 2 * 16 + 9 * 16 * 24 + 2 * 24 + 24 * 10
     assert (
-        f"free: {int(params / (params + 10) * 10_000) / 100:.2f}% of the params and 100.00% of the MACs" in done.stdout
+        f"free: {int(params / (params + 10) * 10_000) / 100:.2f} % of the params and 100.00 % of the MACs"
+        in done.stdout
     )
     macs = [64 * 9 * a + 16 * 9 * a * b + 10 * b for a, b in ((16, 24), (2, 2), (1, 1))]
     assert [cost.macs for cost in (planned.base, planned.seed, planned.floor)] == macs

@@ -90,7 +90,7 @@ def test_a_log_has_one_line_an_event_and_no_control_characters() -> None:
     assert lines[2] == "resumed from step 40"
     assert lines[3].split() == ["event", "step", "MACs", "params", "budget", "loss", "val", "size"]
     assert lines[4].split("  ")[0] == "round 3"
-    assert lines[4].endswith("50.00%   1.2500   87.50%  4 16")
+    assert lines[4].endswith("50.00 %   1.2500   87.50 %  4 16")
     assert lines[5:] == [
         "warning: threads was 2 and is 1",
         "training ended: the budget is filled",
@@ -104,7 +104,7 @@ def test_columns_stand_under_their_names_whatever_is_known() -> None:
     assert (
         head.index("MACs") + len("MACs") == full.index("kMACs") + len("kMACs") == bare.index("1 MACs") + len("1 MACs")
     )
-    assert bare.split() == ["tune", "9", "1", "MACs", "2", "params", "50.00%"]
+    assert bare.split() == ["tune", "9", "1", "MACs", "2", "params", "50.00", "%"]
 
 
 def test_a_network_whose_depth_is_what_changes_is_shown_by_its_depths() -> None:
@@ -231,11 +231,11 @@ def test_a_result_names_counters_accuracy_cost_files_and_the_command_that_guards
     assert lines[0] == "not kept: 110 MACs of 100MACs"
     assert [line.split("  ")[0] for line in lines[2:5]] == ["100MACs", "9B", "50% params"]
     assert lines[2].endswith("  MACs, our count")
-    assert "110.00%  OVER" in lines[2]
-    assert "111.11%  over, a warning  bytes of model.onnx" in lines[3]
-    assert "50.00%  kept" in lines[4]
-    assert lines[5] == "accuracy: validation 50.00% (required 90.00%), no test images"
-    assert lines[6] == "training: 4.21% of vgg for 300 epochs"
+    assert "110.00 %  OVER" in lines[2]
+    assert "111.11 %  over, a warning  bytes of model.onnx" in lines[3]
+    assert "50.00 %  kept" in lines[4]
+    assert lines[5] == "accuracy: validation 50.00 % (required 90.00 %), no test images"
+    assert lines[6] == "training: 4.21 % of vgg for 300 epochs"
     assert lines[7] == f"files: {tmp_path / 'model.onnx'}"
     assert lines[8].endswith("--budget '100MACs, 50% params'")  # warnings guard nothing
 
@@ -244,8 +244,8 @@ def test_a_result_of_several_methods_says_what_each_of_them_left(tmp_path: Any) 
     step = {"method": "lwp", "steps": 1200, "cost": {"params": 9, "macs": 42_000, "thop": 9}, "val": 0.5}
     told = result_lines(tmp_path, REPORT | {"steps": [step | {"method": "autogrow", "val": None}, step]})
     assert told[5:8] == [
-        "method    steps        MACs    params     val",
+        "method    steps        MACs    params      val",
         "autogrow  1,200  42.0 kMACs  9 params",
-        "lwp       1,200  42.0 kMACs  9 params  50.00%",
+        "lwp       1,200  42.0 kMACs  9 params  50.00 %",
     ]
     assert result_lines(tmp_path, REPORT | {"steps": [step]}) == result_lines(tmp_path, REPORT)

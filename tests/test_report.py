@@ -14,6 +14,7 @@ from compress.budget import Budget, Cost, Latency
 from compress.errors import ArtifactError
 from compress.export import report
 from compress.export.report_schema import SCHEMA
+from compress.units import percent
 
 COST = Cost(params=580_000, macs=42_000_000, thop=42_900_000, bytes=2_400_000)
 BASE = Cost(params=14_990_000, macs=313_000_000, thop=314_000_000, bytes=60_000_000)
@@ -302,7 +303,7 @@ def test_the_page_shows_the_picture_that_lies_beside_it_and_no_other(tmp_path):
 
 
 def test_shares_are_cut_off_and_never_rounded_up():
-    assert [report.percent(x) for x in (0.99999, 1.0, 0.57, 0.29)] == ["99.99 %", "100.00 %", "57.00 %", "29.00 %"]
+    assert [percent(x) for x in (0.99999, 1.0, 0.57, 0.29)] == ["99.99 %", "100.00 %", "57.00 %", "29.00 %"]
 
 
 def test_the_environment_names_versions_and_no_host():
