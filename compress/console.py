@@ -262,7 +262,7 @@ def plan_lines(plan: "Plan") -> list[str]:
     """Say a plan: the verdict, every space, what is free, and what the full, first and smallest network cost."""
     told, nets = plan_json(plan), _nets(plan)
     spaces = [
-        [s["name"], *(str(s[net]) for net in nets), f"frozen: {s['frozen']}" if s["frozen"] else "free"]
+        [s["name"], *(str(s[net]) for net in nets), f"frozen: {s['frozen']}" if s["frozen"] else _free(s["remark"])]
         for s in told["spaces"]
     ]
     costs = [[said, *(f"{net.of(unit):,}" for net in nets.values())] for unit, said in _COUNTERS.items()]
@@ -285,7 +285,7 @@ def plan_lines(plan: "Plan") -> list[str]:
 
 def plan_json(plan: "Plan") -> dict[str, Any]:
     """Say a plan in plain values; shares are fractions of 1, costs exact counts."""
-    graph, nets = plan.graph, _nets(plan)
+    graph, nets, remarks = plan.graph, _nets(plan), plan.remarks
     least = graph.price.cost(dict.fromkeys(graph.free, 0))  # what stays when every free channel is gone
     return {
         "verdict": plan.verdict(),
@@ -297,6 +297,7 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
                 "seed": _width(plan.first, name),
                 "floor": _width(plan.smallest, name),
                 "frozen": s.frozen,
+                "remark": remarks.get(name),
             }
             for name, s in graph.spaces.items()
         ],
@@ -358,6 +359,10 @@ def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
 def _width(graph: "Graph", name: str) -> int:
     """How many channels a space has in a graph; 0 where it is gone."""
     return graph.spaces[name].width if name in graph.spaces else 0
+
+
+def _free(remark: str | None) -> str:
+    return f"free; {remark}" if remark else "free"
 
 
 def _nets(plan: "Plan") -> dict[str, "Cost"]:

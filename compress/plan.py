@@ -89,6 +89,12 @@ class Plan:
         return self.first.price.cost(self.first.widths)
 
     @property
+    def remarks(self) -> dict[str, str]:
+        """What is to be said of free spaces, by name: which of them a method does not judge."""
+        growers = [method for method in methods_of(self.recipe) if isinstance(method, AdeNeL)]
+        return {name: "adenel widens it only to fill the budget" for m in growers for name in m.unjudged(self.graph)}
+
+    @property
     def feasible(self) -> bool:
         """Whether the smallest network keeps the budget, and that of every step its share."""
         return all(step.budget.holds(step.cost) for step in self.steps)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress import method_settings
+from compress.console import plan_json, plan_lines
 from compress.diiss import DIISS
 from compress.errors import UsageError
 from compress.lab import Lab
 from compress.method_settings import PUBLISHED, Adenel, Tune
 from compress.methods.adenel import AdeNeL, State
-from compress.plan import methods_of
+from compress.plan import methods_of, plan
 from compress.run import develop, prepare
 from compress.settings import Recipe
 from compress.train import lr_at
@@ -96,6 +98,17 @@ def test_the_seed_is_narrow_where_a_convolution_is_judged_and_full_elsewhere(
     assert list(lab.widths.values()) == [*convs, 20]
     floors = method._narrow(lab.surgeon.graph, method.align)
     assert list(floors.values()) == [min(align, convs[0]), align, align, 20]
+
+
+def test_a_plan_says_which_free_spaces_no_round_grows(build: Build) -> None:
+    lab, _ = build(args=TINY | {"hidden": [20]})
+    planned = plan(lab.recipe)
+    said = {space["name"]: space["remark"] for space in plan_json(planned)["spaces"]}
+    assert {name for name, remark in said.items() if remark} == {"classifier.linear1"}
+    (row,) = [line for line in plan_lines(planned) if line.startswith("classifier.linear1 ")]
+    assert " ".join(row.split()[1:]) == "20 20 20 free; adenel widens it only to fill the budget"
+    narrowed = plan(lab.recipe.model_copy(update={"method": method_settings.L1()}))
+    assert not any(space["remark"] for space in plan_json(narrowed)["spaces"])
 
 
 def test_a_budget_smaller_than_the_seed_starts_landed(build: Build) -> None:

@@ -73,8 +73,12 @@ class AdeNeL:
         """Widths to start from, where the budget allows them."""
         return self._narrow(graph, up(self.settings.seed_width, self.align))
 
+    def unjudged(self, graph: Graph) -> list[str]:
+        """The free spaces that no round grows; landing may widen them a little, to fill the budget."""
+        return [name for name in graph.free if not judged(graph, name, self.settings.include_1x1)]
+
     def _narrow(self, graph: Graph, width: int) -> dict[str, int]:
-        names = {name for name in graph.free if judged(graph, name, self.settings.include_1x1)}
+        names = set(graph.free).difference(self.unjudged(graph))
         if not names:
             small = "" if self.settings.include_1x1 else " above 1x1 (method.include_1x1: true judges those too)"
             raise UsageError(f"adenel has nothing to grow: no free layer of this model is made by a convolution{small}")
