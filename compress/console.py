@@ -272,6 +272,7 @@ def plan_lines(plan: "Plan") -> list[str]:
     return [
         told["verdict"],
         "",
+        *_depths(told["stages"]),
         *table(["width of", "full (base)", "seed", "floor", ""], spaces, right=(1, 2, 3)),
         "",
         f"free: {percent(told['free']['params'])} of the params and {percent(told['free']['macs'])} of the MACs",
@@ -281,6 +282,11 @@ def plan_lines(plan: "Plan") -> list[str]:
         "",
         *table(["limit", "at most", "full (base)", "seed", "floor", "level"], limits, right=(1, 2, 3, 4)),
     ]
+
+
+def _depths(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [[stage["name"], *(str(stage[net]) for net in ("base", "seed", "floor"))] for stage in stages]
+    return [*table(["blocks of", "full (base)", "seed", "floor"], rows, right=(1, 2, 3)), ""] if rows else []
 
 
 def plan_json(plan: "Plan") -> dict[str, Any]:
@@ -300,6 +306,10 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
                 "remark": remarks.get(name),
             }
             for name, s in graph.spaces.items()
+        ],
+        "stages": [
+            {"name": name, "base": full, "seed": seed, "floor": floor}
+            for name, (full, seed, floor) in plan.depths.items()
         ],
         "free": {
             "params": 1 - least.params / max(plan.base.params, 1),

@@ -25,6 +25,7 @@ from compress.methods.autogrow import AutoGrow
 from compress.methods.l1 import L1
 from compress.methods.scratch import Scratch
 from compress.settings import Recipe
+from compress.stages import find
 from compress.structure import construct
 from compress.surgery import Hold, Surgeon, survey
 from compress.trace import Shape
@@ -72,6 +73,7 @@ class Plan:
     first: Graph  # of the one that the first method starts from
     budget: Budget
     steps: tuple[Floor, ...]  # of each method in turn
+    depths: Mapping[str, tuple[int, int, int]]  # blocks of the stages that can grow: full, first, smallest
 
     @property
     def smallest(self) -> Graph:
@@ -160,7 +162,11 @@ def draw_up(said: Recipe, model: nn.Module, shape: Shape) -> Plan:
     for settings, share, method in zip(said.methods, said.shares, methods, strict=True):
         method.smallest(least)
         steps.append(Floor(settings.name, budget.scaled(share), least.graph))
-    return Plan(said, graph, base, first.graph, budget, tuple(steps))
+    names = [method.settings.stages for method in methods if isinstance(method, AutoGrow)]
+    stages = {stage for some in names for stage in find(model, shape, some)}
+    ordered = sorted(stages, key=lambda stage: stage.name)
+    depths = {stage.name: (stage.depth(model), stage.depth(first.model), stage.depth(least.model)) for stage in ordered}
+    return Plan(said, graph, base, first.graph, budget, tuple(steps), depths)
 
 
 def _refuse_drawing_anew(said: Recipe, model: nn.Module) -> None:
