@@ -140,16 +140,7 @@ def deliver(
         drift=compact.drift,
         parity=written.parity,
         preprocessing=written.preprocessing,
-        spaces=[
-            {
-                "name": name,
-                "width": story.widths[name] - compact.removed.get(name, 0),
-                "full": space.width,
-                "frozen": space.frozen,
-            }
-            for name, space in story.full.spaces.items()
-            if name in story.widths
-        ],
+        spaces=_spaces(story, compact.removed),
         history=story.history,
         steps=story.steps,
         seeds={"seed": said.seed},
@@ -174,3 +165,17 @@ def _draw(told: Mapping[str, Any], path: Path) -> list[str]:
         why = report.portable(f"{type(error).__name__}: {first_line(error)}")
         return [f"{path.name} is left out: it could not be drawn ({why})"]
     return []
+
+
+def _spaces(story: Story, removed: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Every space that the full or the finished network has, 0 channels wide where one lacks it."""
+    full = story.full.spaces
+    return [
+        {
+            "name": name,
+            "width": story.widths.get(name, 0) - removed.get(name, 0),
+            "full": full[name].width if name in full else 0,
+            "frozen": full[name].frozen if name in full else None,
+        }
+        for name in dict.fromkeys([*full, *story.widths])
+    ]

@@ -221,7 +221,7 @@ def _widths(report: Mapping[str, Any], last: int) -> list[_Panel]:
     table = [[line["widths"].get(name, math.nan) for line in lines] for name in names]
     if not any(len(set(filter(math.isfinite, row))) > 1 for row in table):
         return []
-    tops = [full.get(name, max(filter(math.isfinite, row))) for name, row in zip(names, table, strict=True)]
+    tops = [full.get(name) or max(filter(math.isfinite, row)) for name, row in zip(names, table, strict=True)]
     shares = [[100 * width / top for width in row] for row, top in zip(table, tops, strict=True)]
     named, most = len(names) <= NAMED, max(share for row in shares for share in row if math.isfinite(share))
 

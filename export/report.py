@@ -252,7 +252,14 @@ def _widths(spaces: Sequence[Mapping[str, Any]]) -> list[str]:
     shown = spaces if len(spaces) <= _SPACES else [*spaces[: _SPACES // 2], *spaces[-(_SPACES // 2) :]]
     left = "" if len(shown) == len(spaces) else f"; the first and last {_SPACES // 2} here, all in report.json"
     rows = [
-        [s["name"], str(s["width"]), str(s["full"]), percent(s["width"] / s["full"]), s["frozen"] or ""] for s in shown
+        [
+            s["name"],
+            str(s["width"]),
+            str(s["full"]),
+            percent(s["width"] / s["full"]) if s["full"] else "new",
+            s["frozen"] or "",
+        ]
+        for s in shown
     ]
     head = f"Widths, in channels ({len(spaces) - frozen} spaces free, {frozen} frozen{left}):"
     return [head, "", *_table(["space", "width", "full", "share", "frozen because"], rows)]
