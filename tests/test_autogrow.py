@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import compress
 from compress.budget import Budget
 from compress.errors import Infeasible
+from compress.keys import Duration
 from compress.lab import Lab
 from compress.method_settings import Autogrow
 from compress.methods import autogrow
@@ -328,6 +329,14 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(tmp_path: Path, steps: l
         assert [step["method"] for step in one.steps] == steps
         assert one.steps[0]["cost"]["macs"] <= 150_000
         assert Budget.parse("300kMACs").utilisation(one.cost()) >= 0.97
+
+
+def test_an_interval_lasts_as_many_steps_as_with_all_the_images_unless_it_is_said_in_steps() -> None:
+    lab, _ = prepare(recipe(), "cpu", silent)  # 100 of 1,000 images, in batches of 20
+    whole, plain = AutoGrow(Autogrow()), AutoGrow(Autogrow(scale_to_data=False))
+    assert whole._span(lab, Duration(3, "epochs")) == 3 * 50
+    assert plain._span(lab, Duration(3, "epochs")) == 3 * 5
+    assert whole._span(lab, Duration(7, "steps")) == 7
 
 
 def test_a_cut_of_what_was_appended_in_vain_leaves_the_useful_depth() -> None:

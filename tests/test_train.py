@@ -84,6 +84,9 @@ SCHEDULES: list[tuple[str, float, float, float]] = [  # schedule, progress, warm
     ("steps", 1.0, 0.0, 0.01),
     ("steps", 0.05, 0.1, 0.5),
     ("steps", 0.1, 0.1, 1.0),
+    ("staircase", 0.499, 0, 1.0),
+    ("staircase", 0.5, 0, 0.1),
+    ("staircase", 0.75, 0, 0.01),
 ]
 
 
