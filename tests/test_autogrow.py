@@ -372,3 +372,15 @@ def test_torchvisions_networks_and_a_users_own_grow_by_copies(tmp_path: Path) ->
     assert autogrow.depths(lab, stages) == {"layer1": 1, "layer2": 3}
     assert lab.score() == before
     lab.train(1, lambda _: 0.01)
+
+
+def test_what_is_excluded_stays_excluded_in_new_blocks() -> None:
+    said = recipe().model_dump(mode="json")
+    said["model"]["exclude"] = ["stage1.*.conv1"]
+    lab, _ = prepare(Recipe.model_validate(said), "cpu", silent)
+    method = cast(AutoGrow, methods_of(lab.recipe)[0])
+    method.init(lab)
+    method._append(lab, dict.fromkeys(lab.stages(None), 2), {}, trained=0.0)
+    spaces = lab.surgeon.graph.spaces
+    assert spaces["stage1.1.conv1"].frozen == "model.exclude: stage1.*.conv1"
+    assert spaces["stage2.1.conv1"].frozen is None
