@@ -1,7 +1,7 @@
 """A run's state on disk: one safetensors file, replaced atomically, with no pickle in it.
 
-It holds the model's tensors, the optimizer's state by parameter name, and as metadata the optimizer's settings and
-whatever plain values the run needs to go on.
+It holds the model's tensors, the optimizer's state by parameter name, what a method has learnt beside the model, and as
+metadata the optimizer's settings and whatever plain values the run needs to go on.
 """
 
 from __future__ import annotations
@@ -30,16 +30,28 @@ class Saved:
 
     state: dict[str, Any]  # as `save` was given it
     groups: list[dict[str, Any]]  # the optimizer's, its parameters by name
-    tensors: dict[str, Tensor]  # model/NAME, optimizer/NAME/KEY
+    tensors: dict[str, Tensor]  # model/NAME, optimizer/NAME/KEY, method/NAME
+
+    @property
+    def learnt(self) -> dict[str, Tensor]:
+        """The method's own tensors, as `save` was given them."""
+        return {name.removeprefix("method/"): t for name, t in self.tensors.items() if name.startswith("method/")}
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Write model, optimizer and state; a reader sees the old file or the new one, never a part.
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    learnt: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write model, optimizer, state and the tensors of a method; a reader sees the old file or the new, never a part.
 
     Raises OSError where the disk is full or may not be written; then the old file is as it was.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"method/{name}": tensor for name, tensor in (learnt or {}).items()}
     for parameter, values in optimizer.state.items():
         tensors |= {f"optimizer/{names[id(parameter)]}/{key}": value for key, value in values.items()}
     groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]

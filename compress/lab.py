@@ -12,15 +12,16 @@ from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.budget import Budget, Cost
+from compress.connections import Cuts, cut, cuts_in
 from compress.data import Data, seed_of
 from compress.errors import UsageError
 from compress.settings import Recipe
 from compress.stages import Depths, Stage, find
 from compress.structure import construct
-from compress.surgery import Columns, Surgeon
+from compress.surgery import Columns, Surgeon, survey
 from compress.task import Task, task_of
 from compress.trace import Shape
 from compress.train import Score, Trained, memory_format_of, place, precision_of, runs_in_channels_last, score, train
@@ -80,6 +81,7 @@ class Lab:
     step: int = 0  # optimizer steps so far
     spent: int = 0  # MACs x training images so far (forward only)
     depths: dict[str, tuple[str, ...]] = field(default_factory=dict)  # children of the containers that were changed
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # what the method at work has learnt beside the model
     history: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)  # what each method that is done spent and gained
     _stages: dict[tuple[str, ...] | None, tuple[Stage, ...]] = field(default_factory=dict)
@@ -198,6 +200,12 @@ class Lab:
         self.place()
         return new
 
+    def cut(self, cuts: Cuts) -> None:
+        """Put a network without these connections in the model's place; the method makes a new optimizer for it."""
+        prune(self.surgeon, cuts)
+        self.model = self.surgeon.model
+        self.place()
+
     def refill(self) -> None:
         """Draw all weights anew."""
         place(self.model, torch.device("cpu"), "contiguous")  # numbers follow the memory: one seed, one network
@@ -234,7 +242,7 @@ class Lab:
 
     def books(self) -> dict[str, Any]:
         """What a restart must know beside the tensors."""
-        shape = {"widths": self.widths, "depths": self.depths}
+        shape = {"widths": self.widths, "depths": self.depths, "cuts": dict(cuts_in(self.model))}
         counts = {"at": self.at, "step": self.step, "spent": self.spent}
         return {**shape, **counts, "history": self.history, "steps": self.steps}
 
@@ -246,6 +254,8 @@ class Lab:
         """
         if books["depths"]:
             self.arrange(books["depths"])
+        if books["cuts"]:
+            self.cut(books["cuts"])
         if odd := sorted(books["widths"].keys() ^ self.widths.keys()):
             raise UsageError(f"the model is not the one of the interrupted run: {odd[0]} is free in only one of them")
         self.resize(books["widths"])
@@ -263,6 +273,12 @@ class Lab:
             for key, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def prune(surgeon: Surgeon, cuts: Cuts) -> None:
+    """Give a surgeon a network without these connections, and no optimizer."""
+    surgeon.model = cut(surgeon.model, cuts, surgeon.graph.shape)
+    surgeon.graph, surgeon.optimizer = survey(surgeon.model, surgeon.graph.shape, surgeon.hold), None
 
 
 def draw(module: nn.Module) -> None:

@@ -23,6 +23,7 @@ from compress.lab import Method
 from compress.methods.adenel import AdeNeL
 from compress.methods.autogrow import AutoGrow
 from compress.methods.l1 import L1
+from compress.methods.lwp import LWP
 from compress.methods.scratch import Scratch
 from compress.settings import Recipe
 from compress.stages import find
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[[Any, Recipe, int], Method[Any]]] = {  # settings, r
     "adenel": lambda settings, said, at: AdeNeL(settings, said.align, after=at > 0),
     "autogrow": lambda settings, said, at: AutoGrow(settings, said.align, after=at > 0),
     "l1": lambda settings, said, at: L1(settings, said.align),
+    "lwp": lambda settings, said, at: LWP(settings, trained=at > 0 or said.model.weights is not None),
     "scratch": lambda settings, said, at: Scratch(settings, said.folder),
 }
 # Of known sets a plan needs nothing but this: no download for a budget that cannot be kept.

@@ -126,6 +126,7 @@ def develop(lab: Lab, methods: Sequence[Method[Any]], work: Path, tell: Callable
     else:
         _refuse_another(saved.state["run"], lab)
         lab.reopen(saved.state["books"])
+        lab.tensors = saved.learnt
         state, resumed = methods[lab.at].load(saved.state["method"]), lab.step
         methods[lab.at].ready(lab, state)
         checkpoint.restore(saved, lab.model, lab.optimizer)
@@ -137,8 +138,9 @@ def develop(lab: Lab, methods: Sequence[Method[Any]], work: Path, tell: Callable
         while (why := method.done(lab, state)) is None:
             state = method.step(lab, state)
             books = {"run": _run_of(lab), "machine": _machine(lab), "books": lab.books(), "method": asdict(state)}
-            checkpoint.save(work, lab.model, lab.optimizer, books)
+            checkpoint.save(work, lab.model, lab.optimizer, books, lab.tensors)
         lab.leave(why)
+        lab.tensors = {}
         if lab.at + 1 == len(methods):
             return resumed
         lab.enter(lab.at + 1)

@@ -104,7 +104,7 @@ def train(
         rate = lr(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        _seed_dropout(seed_of(seed, "dropout", step), data.device)
+        seed_dropout(seed_of(seed, "dropout", step), data.device)
         loss, score_sum = task.run(model, x, y, precision)
         waiting.append(torch.stack([loss.detach(), score_sum]))
         now = perf_counter()
@@ -147,7 +147,7 @@ def score(model: nn.Module, data: Data, split: str, precision: str = "fp32", tas
     """
     task = task or classification(data)
     loss = good = images = 0.0
-    with _modes_kept(model):
+    with modes_kept(model):
         model.eval()
         for x, y in data.split(split):
             mean, scores = task.run(model, x, y, precision)
@@ -168,7 +168,7 @@ def recalibrate(model: nn.Module, data: Data, batches: int) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    with _modes_kept(model):
+    with modes_kept(model):
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
@@ -264,14 +264,16 @@ def _computes_bf16(device: torch.device) -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # torch 2.6 has no public way to ask
 
 
-def _seed_dropout(seed: int, device: torch.device) -> None:
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators, of which dropout draws."""
     torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.1 ms, a twentieth of a small step
     if device.type == "cuda":
         torch.cuda.manual_seed_all(seed)
 
 
 @contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever is done to the modes of a model's modules, training or eval, they end as they were."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -137,7 +137,8 @@ def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
     assert refused("model:\n  factory: vgg\n  input: [3, 32]\nmethod: {name: adenal}\nsede: 1\n") == [
         "small.yaml:2: model.factory: expected 'package.module:callable' or './file.py:callable', got 'vgg'.",
         "small.yaml:3: model.input: expected three numbers, [channels, height, width], got [3, 32].",
-        "small.yaml:4: method.name: expected 'adenel', 'l1', 'scratch', got 'adenal'; did you mean 'adenel'?",
+        "small.yaml:4: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'scratch', got 'adenal'; did you mean "
+        "'adenel'?",
         "small.yaml:5: sede: unknown key; did you mean 'seed'?",
     ]
     assert refused("seed: 1\nmethod: {}\nmodel: {input: [3, 0, 1]}\ndata: {mean: [0.5, -1, 0.5]}\n") == [
@@ -146,7 +147,7 @@ def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
         "small.yaml:3: model.input: expected whole numbers from 1, as [3, 32, 32] or, for two inputs, "
         "[[3, 8, 8], [10]], got [3, 0, 1].",
         "small.yaml:4: data.mean.1: expected a number of at least 0, got -1.",
-        "small.yaml:2: method.name: missing; write one of adenel, l1, scratch.",
+        "small.yaml:2: method.name: missing; write one of adenel, autogrow, l1, lwp, scratch.",
     ]
 
 
@@ -216,7 +217,11 @@ def test_overrides_come_after_the_file_and_the_budget_last(read: Read) -> None:
         ("seed", "{a: 1, a: 2}", "--set seed: the key 'a' stands twice"),
         ("", "1", "--set: '' is not a key; write --set train.lr=0.05."),
         ("a..b", "1", "--set: 'a..b' is not a key"),
-        ("method.name", "adenal", "--set: method.name: expected 'adenel', 'l1', 'scratch', got 'adenal'"),
+        (
+            "method.name",
+            "adenal",
+            "--set: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'scratch', got 'adenal'",
+        ),
     ],
 )
 def test_a_mistake_in_an_override_is_told_as_such(refused: Any, key: str, value: str, says: str) -> None:
