@@ -1,0 +1,88 @@
+"""What alpha and gamma do: LWP's Fig. 4, at a scale that a CPU allows.
+
+    python benchmarks/lwp_sweep.py recipes/lwp-digits.yaml --out benchmarks/results/lwp-sweep.md
+
+The reward is the published one: no budget, nothing is filled. The full network is trained once; from it, for each alpha
+in 1/3, 1/2, 1, 2, 3 at gamma 0.5 and each gamma in 1/4, 1/2, 3/4, 1 at alpha 2, controller and network are taught as
+the recipe says. The likeliest child (connections above one half) is cut out and scored on all test images as it is,
+with its batch norms estimated anew, and trained from newly drawn weights. The paper found MACs and accuracy to rise
+with alpha, and both to rise and then to fall with gamma.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from lwp_vs_random import scores_of, taught
+
+from compress import recipe
+from compress.connections import Wiring
+from compress.export.report import environment
+
+ALPHAS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
+GAMMAS = (0.25, 0.5, 0.75, 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    given = dict(one.split("=", 1) for one in args.set)
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in args.seeds:
+            free = given | {"seed": str(seed), "method.fill": "false", "method.over": "0"}
+            once = {"method.release": "0 steps", "method.search": "0 steps", "method.joint": "0 steps"}
+            weights = Path(folder) / f"{seed}.safetensors"
+            lab, _, _ = taught(recipe.read(args.recipe, free | once, "100% MACs"))
+            tensors = {name: tensor.contiguous() for name, tensor in lab.model.state_dict().items()}
+            safetensors.torch.save_file(tensors, weights)
+            known = free | {"model.weights": str(weights), "method.pretrain.epochs": "0"}
+            for alpha, gamma in dict.fromkeys([*((a, 0.5) for a in ALPHAS), *((2.0, g) for g in GAMMAS)]):
+                reward = {"method.alpha": f"{alpha:.6f}", "method.gamma": str(gamma)}
+                lab, method, _ = taught(recipe.read(args.recipe, known | reward, "100% MACs"))
+                wiring, last = Wiring.read(lab.model, lab.shape), lab.history[-1]
+                with torch.no_grad():
+                    kept = wiring.settle((method._agent(lab).controller() > 0.5).numpy())[0]
+                share = wiring.costs(kept)[0, 1] / wiring.costs(wiring.full)[0, 1]
+                found = scores_of(lab, method, wiring, kept, copy.deepcopy(lab.model.state_dict()))
+                lines.append(
+                    f"| {seed} | {alpha:.3g} | {gamma:g} | {100 * last['eta']:.1f} | {100 * last['accuracy']:.1f} | "
+                    f"{100 * share:.1f} | {np.count_nonzero(kept)} of {len(kept)} | {100 * found['cut']:.2f} | "
+                    f"{100 * found['scratch']:.2f} |"
+                )
+                print(lines[-1], flush=True)
+    facts = environment(device="cpu", threads=torch.get_num_threads())
+    text = "\n".join(
+        [
+            "# LWP: alpha and gamma (Fig. 4 of the paper)",
+            "",
+            "sampled: children of the last training steps, their MACs over the full network's and their accuracy on",
+            "the training images, in %. likeliest: the child of all connections above 1/2; test accuracy in %, "
+            f"{lab.data.counts['test']:,} images.",
+            "",
+            "| seed | alpha | gamma | sampled MACs | accuracy | likeliest MACs | connections | as it is | scratch |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *lines,
+            "",
+            f"`python benchmarks/lwp_sweep.py {args.recipe.name}`, seeds {args.seeds}; Python "
+            f"{platform.python_version()}, torch {facts['torch']}, {facts['cpu']}, {facts['threads']} threads.",
+            "",
+        ]
+    )
+    if args.out is not None:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
