@@ -12,7 +12,7 @@ training, not stated there, is the children's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -32,6 +32,7 @@ from compress.policy import Agent, Reward, entropy, margins, sample
 from compress.price import Ints
 from compress.projection import Mask, Scores, project
 from compress.task import Task
+from compress.trace import Batch
 from compress.train import TELL_EVERY, Score, modes_kept, recalibrate, score, seed_dropout
 
 
@@ -177,7 +178,7 @@ def _tried(
     model: nn.Module,
     masks: Masks,
     drawn: Tensor,
-    x: Tensor,
+    x: Batch,
     y: Tensor,
     task: Task,
     precision: str,
@@ -191,7 +192,9 @@ def _tried(
     count, told = len(drawn), []
     if rate is not None:
         optimizer.zero_grad(set_to_none=True)
-    for mask, xs, ys in zip(drawn, x.tensor_split(count), y.tensor_split(count), strict=True):
+    several = () if isinstance(x, Tensor) else [one.tensor_split(count) for one in x]
+    parts: Sequence[Batch] = x.tensor_split(count) if isinstance(x, Tensor) else [*zip(*several, strict=True)]
+    for mask, xs, ys in zip(drawn, parts, y.tensor_split(count), strict=True):
         masks.set(mask.numpy())
         with torch.set_grad_enabled(rate is not None):
             loss, good = task.run(model, xs, ys, precision)

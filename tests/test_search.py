@@ -14,7 +14,7 @@ from compress import data, settings
 from compress.budget import Budget, Cost
 from compress.connections import Masks, Wiring, cut
 from compress.data import seed_of
-from compress.models.densenet import densenet
+from compress.models import densenet
 from compress.policy import Agent, Reward, sample
 from compress.projection import FILLED, usage
 from compress.search import Searched, Terms, children, judge, search, used
