@@ -255,8 +255,8 @@ class Lwp(Step):
     gamma: NotNegative = 0.5
     """Penalty of a wrong answer; 0.5 as published."""
     over: NotNegative = 0.5
-    """Penalty of a net as far above the budget as the budget itself; it binds more and more while the controller learns
-    alone. With 2 it dropped in haste when tried; 0, as published, leaves the budget to the last choice."""
+    """Penalty of a net twice as large as the budget; what counts as the budget falls to it from the full cost, until
+    half of 'joint'. With 2 the controller dropped in haste when tried; 0 as published: the last choice alone cares."""
     entropy: NotNegative = 1.0
     """Weight of the policy's mean entropy beside the reward; not published. Connections are chosen by their rank, and
     with 0.03 the controller settled early and ranked them worse when tried."""

@@ -147,13 +147,15 @@ class LWP:
         alone = state.phase == "search"
         layers, each = len(wiring.layers), s.release.steps(lab.data.steps_per_epoch)
         peak = s.lr if alone else s.joint_controller_lr or s.lr
+        done = 0 if alone else self._steps(lab, "search")
+        tight = self._steps(lab, "search") + self._steps(lab, "joint") / 2
         terms = Terms(
             reward=Reward(s.alpha, s.gamma, s.over, s.fill),
             budget=lab.budget,
             children=s.children,
             weight=s.entropy,
             released=lambda step: stage(step - begin, each, layers) if alone else layers,
-            tightness=lambda step: (step - begin + 1) / total if alone else 1.0,
+            tightness=lambda step: min(1.0, (done + step - begin + 1) / tight),
             lr=lambda step: lr_at(s.schedule, peak, (step - begin) / total),
             net_lr=None if alone else lambda step: s.joint_lr,
         )
