@@ -61,7 +61,7 @@ def fill(
 def whole_blocks(
     surgeon: Surgeon, depths: Mapping[Stage, int], budget: Budget, most: int, templates: Mapping[str, nn.Module]
 ) -> dict[Stage, int]:
-    """Depths with whole blocks added, one a stage in turn, until one does not fit.
+    """Depths with whole blocks added, one a stage in turn but for those that have `most`, until one does not fit.
 
     One block more costs the same at any depth, all but memory and the bytes of names: what is reckoned so is counted at
     the end, and given back until it holds.
@@ -72,11 +72,11 @@ def whole_blocks(
     for stage, depth in depths.items():
         more = deeper(surgeon, {stage: depth + 1}, templates).graph
         steps[stage] = more.price.cost(more.widths) - cost
-    while True:
-        for stage, step in steps.items():
-            if found[stage] >= most or not budget.holds(cost + step):
+    while room := [stage for stage in steps if found[stage] < most]:
+        for stage in room:
+            if not budget.holds(cost + steps[stage]):
                 break
-            cost, found[stage] = cost + step, found[stage] + 1
+            cost, found[stage] = cost + steps[stage], found[stage] + 1
             order.append(stage)
         else:
             continue

@@ -82,6 +82,12 @@ def test_whole_blocks_go_to_the_stages_in_turn() -> None:
     assert list(found.values()) == [2, 2, 2]
 
 
+def test_a_stage_that_is_as_deep_as_allowed_does_not_keep_the_others_from_deepening() -> None:
+    surgeon, stages = surgeon_of(NETS["basic"](), SHAPE)
+    found = whole_blocks(surgeon, dict(zip(stages, [5, 1, 2], strict=True)), Budget.parse("1TMACs"), 5, {})
+    assert list(found.values()) == [5, 5, 5]
+
+
 def test_nothing_is_added_where_nothing_fits() -> None:
     surgeon, stages = surgeon_of(NETS["basic"](), SHAPE)
     cost = surgeon.graph.price.cost(surgeon.graph.widths)
