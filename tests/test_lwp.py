@@ -185,3 +185,37 @@ def test_the_picture_of_a_mask_has_a_row_a_layer_and_a_column_a_source() -> None
     assert first["layers"] == names
     assert first["sources"] == ["features.conv0", *names]
     assert first["rows"] == [[1, 0, 0], [1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["lwp", {"name": "l1", "tune": {"epochs": 1}}],
+        [{"name": "adenel", "seed_width": 2, "round": "5 steps", "grow": "all", "tune": {"epochs": 1}}, "lwp"],
+    ],
+    ids=["lwp, l1", "adenel, lwp"],
+)
+def test_steps_with_lwp_land_and_go_on_where_they_were_stopped(tmp_path: Path, steps: list[Any]) -> None:
+    one = recipe().methods[0].model_dump(mode="json") | {"pretrain": {"epochs": 0}}
+    said = recipe().model_dump(mode="json") | {"method": None, "budget": "40% MACs"}
+    said = Recipe.model_validate(said | {"steps": [one if step == "lwp" else step for step in steps]})
+    whole = developed(said, tmp_path)
+    assert [step["method"] for step in whole.steps] == [method.name for method in said.methods]
+    assert 0.9 < whole.whole.utilisation(whole.cost()) <= 1
+    assert compress.measure(whole.model, whole.shape).macs == whole.cost().macs
+    again, folder = None, tmp_path / "stopped"
+    folder.mkdir()
+
+    def tell(kind: str, /, **told: Any) -> None:
+        if kind == "note" and told["event"] in ("selected", "tune") and told["step"] not in stops:
+            stops.append(told["step"])
+            raise Interrupted("stopped")
+
+    stops: list[int] = []
+    while again is None:
+        try:
+            again = developed(said, folder, tell)
+        except Interrupted:
+            continue
+    assert len(stops) >= 3
+    assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in whole.model.state_dict().items())
