@@ -296,13 +296,10 @@ class Lwp(Step):
     @model_validator(mode="before")
     @classmethod
     def _published(cls, said: object) -> object:
-        if not isinstance(said, Mapping) or said.get("preset") != "published":
-            return said
-        tune = said.get("tune", {})
-        return {**LWP, **said, "tune": {**LWP_TUNE, **tune} if isinstance(tune, Mapping) else tune}
+        return _preset(said, PUBLISHED_LWP, PUBLISHED_LWP_TUNE)
 
 
-LWP = {
+PUBLISHED_LWP = {
     "children": 1,
     "alpha": 2.0,
     "gamma": 0.5,
@@ -317,7 +314,7 @@ LWP = {
     "fill": False,
     "retrain": "scratch",
 }
-LWP_TUNE = {"epochs": 300, "schedule": "cosine"}
+PUBLISHED_LWP_TUNE = {"epochs": 300, "schedule": "cosine"}
 
 
 class Scratch(Step):

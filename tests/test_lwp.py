@@ -14,8 +14,7 @@ from compress.connections import Wiring, cuts_in
 from compress.errors import Infeasible, Interrupted, UsageError
 from compress.export.verify import verify
 from compress.lab import Lab
-from compress.method_settings import LWP as PUBLISHED
-from compress.method_settings import LWP_TUNE, Lwp
+from compress.method_settings import PUBLISHED_LWP, PUBLISHED_LWP_TUNE, Lwp
 from compress.methods.lwp import LWP, State, pictures
 from compress.plan import methods_of, plan
 from compress.projection import FILLED
@@ -161,8 +160,8 @@ def test_the_published_preset_has_the_papers_values() -> None:
     assert (str(said.release), str(said.search), str(said.joint)) == ("1 epoch", "1000 epochs", "1000 epochs")
     assert (said.lr, said.schedule, said.joint_lr, said.joint_controller_lr) == (1e-3, "staircase", 1e-4, 1e-4)
     assert (said.retrain, said.tune.epochs, said.tune.schedule) == ("scratch", 300, "cosine")
-    assert PUBLISHED.keys() <= Lwp.model_fields.keys()
-    assert LWP_TUNE.keys() <= method_settings.Tune.model_fields.keys()
+    assert PUBLISHED_LWP.keys() <= Lwp.model_fields.keys()
+    assert PUBLISHED_LWP_TUNE.keys() <= method_settings.Tune.model_fields.keys()
 
 
 def test_phases_with_nothing_to_do_are_left_out(tmp_path: Path) -> None:
