@@ -6,6 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import settings as hypotheses
@@ -18,6 +19,7 @@ from compress.errors import UsageError
 from compress.keys import Duration
 from compress.method_settings import PUBLISHED, PUBLISHED_TUNE, Adenel, Scratch
 from compress.settings import Data, Recipe, Train
+from compress.structure import construct
 
 always = hypotheses(deadline=None, derandomize=True)
 SMALL = """\
@@ -27,6 +29,9 @@ method:
   name: adenel
 """
 Read = Callable[..., Recipe]
+
+
+SHIPPED = sorted(Path(recipe.__file__).parent.glob("recipes/*.yaml"))
 
 
 @pytest.fixture
@@ -55,6 +60,16 @@ def test_a_recipe_needs_only_a_factory_and_a_method(read: Read) -> None:
     assert small.data == Data()
     assert small.train == Train()
     assert (small.budget, small.align, small.seed, small.checkpoint) == (None, 1, 0, Duration(5.0, "epochs"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_every_shipped_recipe_builds_its_net_says_its_budget_and_how_to_run_it(path: Path) -> None:
+    said = recipe.read(path)
+    with torch.device("meta"):  # no numbers: some are large
+        net = construct(said.model.factory, said.model.args, said.folder)
+    assert any(parameter.requires_grad for parameter in net.parameters())
+    assert said.limits(Cost(params=10, macs=100, thop=110, bytes=1000)).limits
+    assert f"compress run recipes/{path.name}" in path.read_text()
 
 
 def test_sections_with_nothing_below_have_their_defaults(read: Read) -> None:
