@@ -199,7 +199,7 @@ def morphism(bench: Bench) -> Rows:
 
 
 def data(bench: Bench) -> Rows:
-    """Growing without a budget on 100, 50 and 25 % of the training images, K = {k} epochs and J in steps of the
+    """Growing without a budget on 100, 50 and 25 % of the training images, K = {k:g} epochs and J in steps of the
     whole, as the paper's Table 11; tuning as many epochs of what there is."""
     for seed in bench.said.seeds:
         for share in (1.0, 0.5, 0.25):
