@@ -142,7 +142,6 @@ class _Story:
             self.screen.line(f"{settings.name}, within {share:g} of the budget:", strong=True)
 
     def _on_note(self, event: str, step: int, macs: int, params: int, used: float, **said: Any) -> None:
-        widths, depths = said.get("widths"), said.get("depths")
         if not self.headed:
             self._row([name for name, _ in _COLUMNS], strong=True)
             self.headed = True
@@ -159,7 +158,7 @@ class _Story:
                 percent(used),
                 "" if loss is None else f"{loss:.4f}",
                 score(val, self.metric),
-                "-".join(map(str, depths.values())) if depths else in_short(widths) if widths else "",
+                _size(said),
             ]
         )
 
@@ -192,6 +191,14 @@ class _Story:
 
 
 # ---- where lines go -------------------------------------------------------------------------------------------------
+
+
+def _size(said: Mapping[str, Any]) -> str:
+    """Depths or widths in short, and which stage stopped growing and why."""
+    if depths := said.get("depths"):
+        stopped = f" ({said['stage']} stops: {said['why']})" if "why" in said else ""
+        return "-".join(map(str, depths.values())) + stopped
+    return in_short(said["widths"]) if said.get("widths") else ""
 
 
 class _Screen(Protocol):

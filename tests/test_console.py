@@ -110,6 +110,8 @@ def test_columns_stand_under_their_names_whatever_is_known() -> None:
 def test_a_network_whose_depth_is_what_changes_is_shown_by_its_depths() -> None:
     text = shown([("note", {**BARE, "widths": {"a": 4}, "depths": {"stage1": 3, "stage2": 12}})])
     assert text.splitlines()[-1].split()[-1] == "3-12"
+    left = {**BARE, "event": "left", "stage": "stage2", "why": "budget", "depths": {"stage1": 3, "stage2": 12}}
+    assert shown([("note", left)]).splitlines()[-1].endswith("3-12 (stage2 stops: budget)")
 
 
 def test_each_of_several_steps_is_announced_with_its_part_of_the_budget() -> None:

@@ -408,8 +408,8 @@ def test_a_file_that_computes_something_else_is_taken_away(tmp_path):
 def same_logits(model: nn.Module, wrong: str = "") -> Callable[..., dict[str, np.ndarray]]:
     """Stands in for the fresh processes: every file gives the network's logits, the `wrong` one their negatives."""
 
-    def run(folder: Path, inputs: dict[str, np.ndarray], source: Path | None) -> dict[str, np.ndarray]:
+    def run(folder: Path, inputs: dict[str, list[np.ndarray]], source: Path | None) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            return {n: model(torch.from_numpy(x)).numpy() * (-1 if n == wrong else 1) for n, x in inputs.items()}
+            return {n: model(torch.from_numpy(*x)).numpy() * (-1 if n == wrong else 1) for n, x in inputs.items()}
 
     return run

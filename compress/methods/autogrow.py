@@ -149,10 +149,9 @@ class AutoGrow:
         while grow and state.alive:
             stage = next(stage for stage in self._stages(lab) if stage.name == state.next)
             depth = stage.depth(lab.model)
-            wider = deeper(lab.surgeon, {stage: depth + 1}, self._templates(lab, [stage])).graph
             if depth >= self.settings.max_depth:
                 state = self._left(lab, state, stage.name, "max_depth")
-            elif not lab.budget.holds(wider.price.cost(wider.widths)):
+            elif not self._fits(lab, stage, depth + 1):
                 state = self._left(lab, state, stage.name, "budget")
             else:
                 self._append(lab, {stage: depth + 1}, {}, state.trained)
@@ -162,6 +161,10 @@ class AutoGrow:
                 lab.note("grown", stage=stage.name, depths=depths(lab, self._stages(lab)), widths=lab.widths)
                 break
         return state
+
+    def _fits(self, lab: Lab, stage: Stage, depth: int) -> bool:
+        graph = deeper(lab.surgeon, {stage: depth}, self._templates(lab, [stage])).graph
+        return lab.budget.holds(graph.price.cost(graph.widths))
 
     def verdict(self, lab: Lab, state: State) -> tuple[bool, bool, bool]:
         """Whether the last grown stage stops, whether the next one grows, and whether the last growth is judged now."""
