@@ -345,3 +345,4 @@ class Scratch(Step):
 Method = Annotated[Adenel | Autogrow | L1 | Lwp | Scratch, Field(discriminator="name")]
 # What a step before one of this method may take, of the part of the budget that this one may.
 SHARES = {"adenel": 0.5, "autogrow": 0.5, "l1": 2.0, "lwp": 2.0, "scratch": 1.0}
+GROWS = ("adenel", "autogrow")  # methods whose network costs more at the end

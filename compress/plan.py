@@ -20,11 +20,13 @@ from compress.data import Data, load
 from compress.errors import Infeasible, UsageError
 from compress.graph import Graph
 from compress.lab import Method
+from compress.method_settings import Lwp
 from compress.methods.adenel import AdeNeL
 from compress.methods.autogrow import AutoGrow
 from compress.methods.l1 import L1
 from compress.methods.lwp import LWP
 from compress.methods.scratch import Scratch
+from compress.projection import refuse_units
 from compress.settings import Recipe
 from compress.stages import find
 from compress.structure import construct
@@ -152,8 +154,7 @@ def full_model(said: Recipe) -> nn.Module:
 def draw_up(said: Recipe, model: nn.Module, shape: Shape) -> Plan:
     """The plan of a recipe for a model that is built already."""
     methods = methods_of(said)
-    if not methods[0].keeps_weights:
-        _refuse_drawing_anew(said, model)
+    _refuse_drawing_anew(said, methods, model)
     hold = held(said, model)
     graph, base = survey(model, shape, hold), measure(model, shape)
     budget = said.limits(base)
@@ -162,19 +163,27 @@ def draw_up(said: Recipe, model: nn.Module, shape: Shape) -> Plan:
     methods[0].first(first)
     steps = []
     for settings, share, method in zip(said.methods, said.shares, methods, strict=True):
+        if isinstance(method, LWP):
+            refuse_units(budget)
         method.smallest(least)
-        steps.append(Floor(settings.name, budget.scaled(share), least.graph))
+        if not isinstance(method, Scratch) or method is methods[-1]:  # what is only trained may be of any size
+            steps.append(Floor(settings.name, budget.scaled(share), least.graph))
     names = [method.settings.stages for method in methods if isinstance(method, AutoGrow)]
     stages = {stage for some in names for stage in find(model, shape, some)}
     ordered = sorted(stages, key=lambda stage: stage.name)
-    depths = {stage.name: (stage.depth(model), stage.depth(first.model), stage.depth(least.model)) for stage in ordered}
+    nets = (model, first.model, least.model)
+    depths = {stage.name: (stage.depth(nets[0]), stage.depth(nets[1]), stage.depth(nets[2])) for stage in ordered}
     return Plan(said, graph, base, first.graph, budget, tuple(steps), depths)
 
 
-def _refuse_drawing_anew(said: Recipe, model: nn.Module) -> None:
+def _refuse_drawing_anew(said: Recipe, methods: Sequence[Method[Any]], model: nn.Module) -> None:
     """Weights that somebody wants to keep must not be lost to a method that draws all of them."""
-    name = said.methods[0].name
-    if said.model.weights is not None:
+    retrained = [isinstance(settings, Lwp) and settings.retrain == "scratch" for settings in said.methods]
+    anew = [not method.keeps_weights or again for method, again in zip(methods, retrained, strict=True)]
+    if not any(anew):
+        return
+    name = said.methods[anew.index(True)].name
+    if said.model.weights is not None and not methods[0].keeps_weights:
         raise UsageError(
             f"model.weights: {name} draws all weights anew; leave the key out, or write method: {{name: l1}}"
         )

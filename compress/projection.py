@@ -48,14 +48,19 @@ def floor(wiring: Priced, edges: int) -> Cost:
     return Cost(params, macs, thop, 0)
 
 
-def refuse(wiring: Priced, edges: int, budget: Budget) -> None:
-    """Raise UsageError for a limit that masks have no price for, and Infeasible for a budget below the floor."""
+def refuse_units(budget: Budget) -> None:
+    """Raise UsageError for a limit in a unit that masks have no price for."""
     for limit in budget.hard:
         if limit.unit not in UNITS:
             raise UsageError(
                 f"{limit.text}: connections are chosen by parameters, MACs or FLOPs, and cannot be by {limit.unit}; "
                 f"write one of those, and {{limit: {limit.text}, level: warn}} beside it"
             )
+
+
+def refuse(wiring: Priced, edges: int, budget: Budget) -> None:
+    """Raise UsageError for a limit that masks have no price for, and Infeasible for a budget below the floor."""
+    refuse_units(budget)
     least = floor(wiring, edges)
     for limit in budget.hard:
         if least.of(limit.unit) > limit.limit:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateA
 from compress import budget as budgets
 from compress.errors import UsageError
 from compress.keys import Count, Duration, Keys, NotNegative, Part, Positive, Span, Whole, number
-from compress.method_settings import SHARES, Method
+from compress.method_settings import GROWS, SHARES, Method
 
 
 def _held_out(said: float) -> float:
@@ -241,6 +241,17 @@ class Recipe(Keys):
             raise ValueError("write method: {name: adenel}, or several as steps: [autogrow, adenel], and not both")
         if self.method is not None and self.method.share is not None:
             raise ValueError("method.share: one method has the whole budget; leave the key out, or write steps")
+        if self.shares[-1] > 1:
+            raise ValueError(f"the last step may take {self.shares[-1]:g} of the budget; write a share of at most 1")
+        names, shares = [method.name for method in self.methods], self.shares
+        for at, method in list(enumerate(self.methods))[1:]:
+            if method.name in GROWS and getattr(method, "begin", None) != "seed" and shares[at - 1] > shares[at]:
+                raise ValueError(
+                    f"{names[at - 1]} may take {shares[at - 1]:g} of the budget, but {method.name}, which grows what "
+                    f"it leaves, only {shares[at]:g}"
+                )
+        if "lwp" in names and "autogrow" in names[names.index("lwp") :]:
+            raise ValueError("autogrow cannot follow lwp: a network whose connections were cut has no stages left")
         return self
 
     @property

@@ -43,8 +43,11 @@ class Stage:
         return (*self.blocks[:depth], *more)
 
     def depth(self, model: nn.Module) -> int:
-        """How many blocks a model has in this stage."""
-        present = [name for name, _ in model.get_submodule(self.container).named_children()]
+        """How many blocks a model has in this stage; 0 where its container is gone, as after a cut."""
+        try:
+            present = [name for name, _ in model.get_submodule(self.container).named_children()]
+        except AttributeError:
+            return 0
         return next(depth for depth in range(len(present), -1, -1) if set(self.names(depth)) <= set(present))
 
 
@@ -75,7 +78,8 @@ def find(model: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> 
         if isinstance(container, nn.Sequential):
             found += [s for s in _runs(path, container, kept) if len(s.blocks) > 1 or (s.own and _offered(model, path))]
     found = _innermost_of_wrappers(model, found)
-    stages = {stage.name: stage for stage in sorted(found, key=lambda s: order[f"{s.container}.{s.blocks[0]}"])}
+    found.sort(key=lambda stage: order[f"{stage.container}.{stage.blocks[0]}".removeprefix(".")])
+    stages = {stage.name: stage for stage in found}
     if not stages:
         raise UsageError(
             "the model has no stage that could grow: no nn.Sequential in it has two blocks of one class in a row, of "

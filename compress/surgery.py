@@ -140,7 +140,10 @@ class Surgeon:
         return {name: homes[id(p)] for name, p in self.model.named_parameters() if id(p) in homes}
 
     def _regroup(self, homes: Mapping[str, int], depths: Depths) -> None:
-        """Put every live parameter into the group of its like; those that are gone leave with their state."""
+        """Put every live parameter into the group of its like, or of another weight or vector where it has none.
+
+        Those that are gone leave with their state.
+        """
         if self.optimizer is None:
             return
         live = dict(self.model.named_parameters())
@@ -148,7 +151,8 @@ class Surgeon:
         known = dict(homes)
         for name, parameter in live.items():
             if name not in known:
-                known[name] = known[_like(name, depths, known)]
+                alike = [other for other in homes if other in live and (live[other].dim() > 1) == (parameter.dim() > 1)]
+                known[name] = known[_like(name, depths, known) or next(iter(alike), name)]
             members[known[name]].append(parameter)
         for group, mine in zip(self.optimizer.param_groups, members, strict=True):
             group["params"] = mine
@@ -157,8 +161,8 @@ class Surgeon:
             del self.optimizer.state[gone]
 
 
-def _like(name: str, depths: Depths, known: Mapping[str, int]) -> str:
-    """Of a new block's parameter, the one of the same name in the nearest block before it that has one."""
+def _like(name: str, depths: Depths, known: Mapping[str, int]) -> str | None:
+    """Of a new block's parameter, the one of the same name in the nearest block before it, if one has it."""
     for container, children in depths.items():
         inside = name.removeprefix(f"{container}.") if container else name
         child, _, rest = inside.partition(".")
@@ -166,7 +170,7 @@ def _like(name: str, depths: Depths, known: Mapping[str, int]) -> str:
             for before in reversed(children[: list(children).index(child)]):
                 if (like := f"{container}.{before}.{rest}".removeprefix(".")) in known:
                     return like
-    raise UsageError(f"{name} has no like in the blocks before it, so the optimizer cannot take it in")
+    return None
 
 
 def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:

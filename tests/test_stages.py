@@ -178,3 +178,24 @@ def test_depth_and_widths_are_built_again_from_what_a_file_says(make: Callable[[
 def test_a_container_that_is_not_there_is_told_by_name() -> None:
     with pytest.raises(UsageError, match="the model has no module 'nowhere' whose depth could be set"):
         arrange(resnet(), {"nowhere": ("0",)})
+
+
+def test_a_model_that_is_itself_a_sequential_has_stages_too() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), Block(4, 4), Block(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (stage,) = find(net, SHAPE)
+    assert (stage.name, stage.container, stage.blocks) == ("1", "", ("1", "2"))
+    assert arrange(net, layout(net, {stage: 3})) == ["2_2"]
+    assert net(torch.zeros(2, *SHAPE)).shape == (2, 4)
+
+
+def test_a_parameter_that_no_block_before_has_joins_others_of_its_kind() -> None:
+    net = flat()
+    net.get_submodule("body.4").register_parameter("scale", nn.Parameter(torch.ones(6)))
+    template, stages = copy.deepcopy(net.get_submodule("body.4")), find(net, SHAPE)
+    arrange(net, layout(net, {stages[1]: 1}))
+    decay = [p for p in net.parameters() if p.dim() > 1]
+    plain = [p for p in net.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.SGD([{"params": decay}, {"params": plain}], lr=0.1)
+    Surgeon(net, survey(net, SHAPE), optimizer).arrange(layout(net, {stages[1]: 2}), {"body.4": template})
+    fresh = net.get_parameter("body.4.scale")
+    assert any(held is fresh for held in optimizer.param_groups[1]["params"])

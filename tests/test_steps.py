@@ -54,6 +54,9 @@ def test_a_key_of_a_step_is_set_by_its_number(tmp_path: Path) -> None:
         ("seed: 1\n", "write method: {name: adenel}, or several as steps"),
         ("method: {name: l1}\nsteps: [l1]\n", "write method: {name: adenel}, or several as steps"),
         ("method: {name: l1, share: 2}\n", "method.share: one method has the whole budget"),
+        ("steps: [autogrow, {name: adenel, share: 3}]\n", "the last step may take 3 of the budget"),
+        ("steps: [{name: autogrow, share: 2}, adenel]\n", "but adenel, which grows what it leaves, only 1"),
+        ("steps: [lwp, autogrow, l1]\n", "autogrow cannot follow lwp"),
         ("steps: [autogrow, adenle]\n", r"r.yaml:2: steps\.1\.name: expected 'adenel'.*did you mean 'adenel'"),
         ("steps: [autogrow, {name: adenel, thau: 1}]\n", r"r.yaml:2: steps\.1\.thau: unknown key; did you mean 'tau'"),
         ("steps: [autogrow, {name: adenel, tau: 2}]\n", r"steps\.1\.tau: expected a number of at most 1, got 2"),
@@ -100,3 +103,37 @@ def test_every_method_says_what_a_step_before_it_may_take() -> None:
 def test_the_schema_of_recipes_knows_steps() -> None:
     steps: dict[str, Any] = recipes.schema()["properties"]["steps"]
     assert any("items" in option for option in steps["anyOf"])
+
+
+def test_what_is_only_trained_before_it_is_narrowed_may_be_of_any_size(tmp_path: Path) -> None:
+    text = "data: {source: digits}\nsteps: [{name: scratch, epochs: 1}, l1]\n"
+    assert plan(read(text, folder=tmp_path).model_copy(update={"budget": "20%MACs"})).feasible
+
+
+def test_a_second_growth_in_depth_takes_the_stages_of_the_full_network(tmp_path: Path) -> None:
+    text = "data: {source: digits}\nsteps: [autogrow, adenel, autogrow]\n"
+    planned = plan(read(text, folder=tmp_path).model_copy(update={"budget": "900kMACs"}))
+    assert planned.depths == {f"stage{number}": (2, 1, 1) for number in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    "steps", [[{"name": "l1"}, {"name": "scratch", "epochs": 1}], [{"name": "lwp", "retrain": "scratch"}]]
+)
+def test_a_layer_that_cannot_be_trained_is_not_drawn_anew_by_any_step(steps: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from compress.models import densenet\n"
+        "def net():\n"
+        "    made = densenet([2, 2], growth=4, init=4, in_channels=1)\n"
+        "    made.features.conv0.weight.requires_grad_(False)\n"
+        "    return made\n"
+    )
+    said = Recipe.model_validate({"model": {"factory": "./net.py:net"}, "steps": steps, "budget": "90%"})
+    with pytest.raises(UsageError, match=r"features\.conv0\.weight cannot be trained .* draws all weights anew"):
+        plan(said.placed(tmp_path))
+
+
+def test_limits_that_lwp_has_no_price_for_are_refused_by_the_plan() -> None:
+    net = {"factory": "compress.models:densenet", "args": {"depths": [2, 2], "growth": 4, "in_channels": 1}}
+    said = Recipe.model_validate({"model": net, "method": {"name": "lwp"}, "budget": "100KB"})
+    with pytest.raises(UsageError, match="100KB: connections are chosen by parameters, MACs or FLOPs"):
+        plan(said)

@@ -73,8 +73,8 @@ class AutoGrow:
 
     def first(self, surgeon: Surgeon) -> None:
         """Leave the seed's blocks in every stage."""
-        stages = find(surgeon.model, surgeon.graph.shape, self.settings.stages)
         if not self.keeps_weights:
+            stages = find(surgeon.model, surgeon.graph.shape, self.settings.stages)
             surgeon.arrange(layout(surgeon.model, self._seed(surgeon, stages)))
 
     def _seed(self, surgeon: Surgeon, stages: Sequence[Stage]) -> dict[Stage, int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.errors import UsageError
 from compress.graph import Graph
-from compress.lab import Lab, sgd
+from compress.lab import Lab, prune, sgd
 from compress.method_settings import Scratch as Settings
 from compress.structure import Structure
 from compress.surgery import Surgeon
@@ -43,8 +43,11 @@ class Scratch:
 
         Raises UsageError for a space that is not there and a file that does not fit.
         """
-        if (stored := self._stored()) and stored.depths:
+        stored = self._stored()
+        if stored and stored.depths:
             surgeon.arrange(stored.depths)
+        if stored and stored.cuts:
+            prune(surgeon, stored.cuts)
         surgeon.resize(self._widths(surgeon.graph))
 
     def _stored(self) -> Structure | None:
@@ -65,8 +68,11 @@ class Scratch:
 
     def init(self, lab: Lab) -> State:
         """Take the shape and draw all weights anew."""
-        if (stored := self._stored()) and stored.depths:
+        stored = self._stored()
+        if stored and stored.depths:
             lab.arrange(stored.depths)
+        if stored and stored.cuts:
+            lab.cut(stored.cuts)
         lab.resize(self._widths(lab.surgeon.graph))
         lab.refill()
         state = State(begin=lab.step)
