@@ -67,6 +67,17 @@ def dump(recipe: Recipe) -> str:
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of recipes, for editors and for other people's tools."""
+    whole = _known()
+    for option in whole["properties"]["steps"]["anyOf"]:
+        if "items" in option:
+            kinds = {name: ref.rpartition("/")[2] for name, ref in option["items"]["discriminator"]["mapping"].items()}
+            bare = [name for name, kind in kinds.items() if "required" not in whole["$defs"][kind]]
+            option["items"] = {"anyOf": [{"enum": bare}, option["items"]]}
+    return whole
+
+
+def _known() -> dict[str, Any]:
+    """The same without steps that are said by their names alone."""
     known = Recipe.model_json_schema(schema_generator=_Schema)
     return {"$schema": GenerateJsonSchema.schema_dialect, **known, "title": "Recipe of compress"}
 
@@ -324,7 +335,7 @@ def _problem(error: ErrorDetails, keys: Keys) -> str:
 
 def _schema_of(loc: tuple[int | str, ...]) -> dict[str, Any]:
     """The JSON Schema of what stands at `loc`, where a method's name stands between its key and what is below."""
-    whole = schema()
+    whole = _known()
     here = whole
     for part in loc:
         if isinstance(part, int):

@@ -78,7 +78,7 @@ class Model(Keys):
     [[3, 8, 8], [10]]; null takes it from the data."""
     weights: str | None = None
     """A .safetensors file or a saved state_dict to start from, relative to the recipe; null: the factory's own weights,
-    which it may have loaded itself. For methods that prune; those that grow draw all weights anew."""
+    which it may have loaded itself. For methods that prune or that grow with begin: present; the others draw anew."""
     include: tuple[str, ...] = ("*",)
     """Modules whose filters may come and go: shell patterns over their dotted names, such as 'layer*.conv1'; all."""
     exclude: tuple[str, ...] = ()

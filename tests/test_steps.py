@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from compress import recipe as recipes
@@ -100,9 +101,13 @@ def test_every_method_says_what_a_step_before_it_may_take() -> None:
     assert SHARES.keys() == METHODS.keys()
 
 
-def test_the_schema_of_recipes_knows_steps() -> None:
-    steps: dict[str, Any] = recipes.schema()["properties"]["steps"]
-    assert any("items" in option for option in steps["anyOf"])
+def test_the_schema_of_recipes_knows_steps_by_name_and_in_full() -> None:
+    known = jsonschema.Draft202012Validator(recipes.schema())
+    model = {"factory": "net:make"}
+    for steps in (["autogrow", "adenel"], ["lwp", {"name": "l1", "rounds": 2}]):
+        assert known.is_valid({"model": model, "steps": steps})
+    for steps in (["autogrow", "adenle"], ["scratch"], [{"name": "l1", "raunds": 2}]):
+        assert not known.is_valid({"model": model, "steps": steps})
 
 
 def test_what_is_only_trained_before_it_is_narrowed_may_be_of_any_size(tmp_path: Path) -> None:
