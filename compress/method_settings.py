@@ -345,4 +345,8 @@ class Scratch(Step):
 Method = Annotated[Adenel | Autogrow | L1 | Lwp | Scratch, Field(discriminator="name")]
 # What a step before one of this method may take, of the part of the budget that this one may.
 SHARES = {"adenel": 0.5, "autogrow": 0.5, "l1": 2.0, "lwp": 2.0, "scratch": 1.0}
-GROWS = ("adenel", "autogrow")  # methods whose network costs more at the end
+
+
+def grows_present(method: Adenel | Autogrow, *, after: bool) -> bool:
+    """Whether a method that grows goes on from the net as it is; unless it says so, `after` another step alone."""
+    return after if method.begin is None else method.begin == "present"

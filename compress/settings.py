@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateA
 from compress import budget as budgets
 from compress.errors import UsageError
 from compress.keys import Count, Duration, Keys, NotNegative, Part, Positive, Span, Whole, number
-from compress.method_settings import GROWS, SHARES, Method
+from compress.method_settings import SHARES, Adenel, Autogrow, Method, grows_present
 
 
 def _held_out(said: float) -> float:
@@ -245,7 +245,8 @@ class Recipe(Keys):
             raise ValueError(f"the last step may take {self.shares[-1]:g} of the budget; write a share of at most 1")
         names, shares = [method.name for method in self.methods], self.shares
         for at, method in list(enumerate(self.methods))[1:]:
-            if method.name in GROWS and getattr(method, "begin", None) != "seed" and shares[at - 1] > shares[at]:
+            grows = isinstance(method, Adenel | Autogrow) and grows_present(method, after=True)
+            if grows and shares[at - 1] > shares[at]:
                 raise ValueError(
                     f"{names[at - 1]} may take {shares[at - 1]:g} of the budget, but {method.name}, which grows what "
                     f"it leaves, only {shares[at]:g}"

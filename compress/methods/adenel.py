@@ -27,7 +27,7 @@ from compress.errors import UsageError
 from compress.graph import Graph
 from compress.lab import Lab, decayed
 from compress.landing import COLUMNS, land
-from compress.method_settings import Adenel
+from compress.method_settings import Adenel, grows_present
 from compress.price import Price
 from compress.surgery import Surgeon
 from compress.train import lr_at
@@ -59,7 +59,7 @@ class AdeNeL:
     @property
     def keeps_weights(self) -> bool:
         """Whether it grows the net as it is."""
-        return (self.settings.begin or ("present" if self.after else "seed")) == "present"
+        return grows_present(self.settings, after=self.after)
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave one filter, or one aligned block, wherever a layer can grow; a net that is grown as it is stays so."""

@@ -28,6 +28,7 @@ from compress.errors import UsageError
 from compress.keys import Duration
 from compress.lab import Lab, sgd
 from compress.method_settings import Autogrow as Settings
+from compress.method_settings import grows_present
 from compress.stages import Stage, find, last_norm, layout
 from compress.surgery import Surgeon
 from compress.train import lr_at
@@ -65,7 +66,7 @@ class AutoGrow:
     @property
     def keeps_weights(self) -> bool:
         """Whether it deepens the net as it is."""
-        return (self.settings.begin or ("present" if self.after else "seed")) == "present"
+        return grows_present(self.settings, after=self.after)
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave the seed's blocks in every stage; a net that is deepened as it is stays so."""
@@ -119,6 +120,10 @@ class AutoGrow:
         share = lab.data.share if self.settings.scale_to_data and duration.unit == "epochs" else 1.0
         return max(1, round(duration.steps(lab.data.steps_per_epoch) / share))
 
+    def _tau(self, lab: Lab) -> float:
+        """The least gain that counts."""
+        return max(5e-4, 1 / lab.data.counts["val"]) if self.settings.tau is None else self.settings.tau
+
     def _grow(self, lab: Lab, state: State) -> State:
         s, length = self.settings, self._span(lab, self.settings.interval)
         steps = min(length - state.at, lab.data.steps_per_epoch)
@@ -168,8 +173,7 @@ class AutoGrow:
 
     def verdict(self, lab: Lab, state: State) -> tuple[bool, bool, bool]:
         """Whether the last grown stage stops, whether the next one grows, and whether the last growth is judged now."""
-        s = self.settings
-        tau = max(5e-4, 1 / lab.data.counts["val"]) if s.tau is None else s.tau
+        s, tau = self.settings, self._tau(lab)
         if s.policy == "periodic":
             return gained(state.best, self._span(lab, s.patience)) < tau, True, True
         still = gained(state.best, self._span(lab, s.interval)) < tau
@@ -231,8 +235,7 @@ class AutoGrow:
     def _end_growing(self, lab: Lab, state: State) -> State:
         s, stages = self.settings, self._stages(lab)
         if s.overshoot == "cut":
-            tau = max(5e-4, 1 / lab.data.counts["val"]) if s.tau is None else s.tau
-            wanted = useful(state, tau, depths(lab, stages))
+            wanted = useful(state, self._tau(lab), depths(lab, stages))
             lab.arrange(layout(lab.model, {stage: wanted[stage.name] for stage in stages}))
             lab.note("cut", depths=depths(lab, stages), widths=lab.widths)
         if s.on_saturation == "fill":
