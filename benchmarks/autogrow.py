@@ -4,7 +4,8 @@
     python benchmarks/autogrow.py cifar10.npz --train 10000 --parts depth --intervals 2 4 --seeds 0
 
 Basic3ResNet from 1-1-1. Every part writes one table, autogrow-DATA-PART.md, anew after each row. Decisions are made on
-validation images; test images are looked at once, at the end. An .npz file needs `x_train, y_train, x_test, y_test`.
+validation images; test images are looked at once, at the end. An .npz file needs `x_train, y_train, x_test, y_test`,
+images [n, height, width, channels].
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compress import train
@@ -65,7 +68,7 @@ class Outcome:
         return {"epochs grown": round(rounds[-1] / self.lab.data.steps_per_epoch), "ended by": why}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bench:
     """The data, the net and the schedule that all runs share."""
 
@@ -75,6 +78,15 @@ class Bench:
     def digits(self) -> bool:
         """Whether the data is the built-in one."""
         return bool(self.said.data == "digits")
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image [channels, height, width]."""
+        if self.digits:
+            return (1, 8, 8)
+        with np.load(self.said.data) as arrays:
+            _, height, width, channels = arrays["x_test"].shape
+        return (channels, height, width)
 
     @property
     def batch(self) -> int:
@@ -87,24 +99,24 @@ class Bench:
 
     def net(self, depths: Depths) -> dict[str, Any]:
         """Arguments of the factory."""
-        return {"depths": list(depths), "width": self.said.width, "in_channels": 1 if self.digits else 3}
+        return {"depths": list(depths), "width": self.said.width, "in_channels": self.shape[0]}
 
     def macs(self, depths: Depths) -> int:
         """MACs of a net of these depths."""
-        return measure(basic3resnet(**self.net(depths)), (1, 8, 8) if self.digits else (3, 32, 32)).macs
+        return measure(basic3resnet(**self.net(depths)), self.shape).macs
 
     def run(
         self, seed: int, *steps: Mapping[str, Any], depths: Depths = (1, 1, 1), budget: str = ENDLESS, share: float = 1
     ) -> Outcome:
         """Train by one method, or by several one after the other, with a share of the training images."""
-        source: dict[str, Any] = {"source": "digits", "crop": 1}
+        source: dict[str, Any] = {"source": "digits"}
         if not self.digits:
             path = str(Path(self.said.data).resolve())
-            source = {"source": "npz", "path": path, "val": self.said.val, "crop": 4, "flip": True}
+            source = {"source": "npz", "path": path, "val": self.said.val, "flip": True}
         recipe = Recipe.model_validate(
             {
                 "model": {"factory": "compress.models:basic3resnet", "args": self.net(depths)},
-                "data": {**source, "train": round(share * self.said.train)},
+                "data": {**source, "crop": self.shape[1] // 8, "train": round(share * self.said.train)},
                 "train": {"batch": self.batch, "lr": 0.1, "label_smoothing": 0.1},
                 "budget": budget,
                 "seed": seed,
