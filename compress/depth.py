@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from compress.budget import Budget
+from compress.budget import Budget, Cost
 from compress.graph import Graph
 from compress.landing import land
 from compress.stages import Stage, layout
@@ -43,9 +43,13 @@ def fill(
 
     Whole blocks first, one a stage in turn, until one does not fit; then one narrower block behind every stage where
     its narrowest form does, their inner widths chosen as all widths are (`landing.py`). At most `most` blocks a stage.
-    Empty where nothing fits.
+    Stages whose blocks use up nothing that is limited stay as they are. Empty where nothing fits.
     """
-    before = {stage: stage.depth(surgeon.model) for stage in stages}
+    before = {
+        stage: stage.depth(surgeon.model)
+        for stage, cost in blocks(surgeon, stages, templates).items()
+        if any(cost.of(limit.unit) > 0 for limit in budget.hard)
+    }
     depths, widths = whole_blocks(surgeon, before, budget, most, templates), dict[str, int]()
     for _ in range(LAPS):
         start = deeper(surgeon, depths, templates)
@@ -58,6 +62,15 @@ def fill(
     return changed, widths
 
 
+def blocks(surgeon: Surgeon, stages: Sequence[Stage], templates: Mapping[str, nn.Module]) -> dict[Stage, Cost]:
+    """What one block more costs in each of these stages."""
+    costs, cost = {}, surgeon.graph.price.cost(surgeon.graph.widths)
+    for stage in stages:
+        more = deeper(surgeon, {stage: stage.depth(surgeon.model) + 1}, templates).graph
+        costs[stage] = more.price.cost(more.widths) - cost
+    return costs
+
+
 def whole_blocks(
     surgeon: Surgeon, depths: Mapping[Stage, int], budget: Budget, most: int, templates: Mapping[str, nn.Module]
 ) -> dict[Stage, int]:
@@ -68,10 +81,7 @@ def whole_blocks(
     """
     graph = surgeon.graph
     cost, found, order = graph.price.cost(graph.widths), dict(depths), list[Stage]()
-    steps = {}
-    for stage, depth in depths.items():
-        more = deeper(surgeon, {stage: depth + 1}, templates).graph
-        steps[stage] = more.price.cost(more.widths) - cost
+    steps = blocks(surgeon, [*depths], templates)
     while room := [stage for stage in steps if found[stage] < most]:
         for stage in room:
             if not budget.holds(cost + steps[stage]):

@@ -166,6 +166,8 @@ def draw_up(said: Recipe, model: nn.Module, shape: Shape) -> Plan:
         if isinstance(method, LWP):
             refuse_units(budget)
         method.smallest(least)
+        if isinstance(method, AutoGrow):
+            method.refuse(least, model)
         if not isinstance(method, Scratch) or method is methods[-1]:  # what is only trained may be of any size
             steps.append(Floor(settings.name, budget.scaled(share), least.graph))
     names = [method.settings.stages for method in methods if isinstance(method, AutoGrow)]

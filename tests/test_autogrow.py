@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import compress
 from compress.budget import Budget
-from compress.errors import Infeasible
+from compress.errors import Infeasible, UsageError
 from compress.keys import Duration
 from compress.lab import Lab
 from compress.method_settings import Autogrow
@@ -384,3 +384,34 @@ def test_what_is_excluded_stays_excluded_in_new_blocks() -> None:
     spaces = lab.surgeon.graph.spaces
     assert spaces["stage1.1.conv1"].frozen == "model.exclude: stage1.*.conv1"
     assert spaces["stage2.1.conv1"].frozen is None
+
+
+FIXED = """\
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8))
+        self.head = nn.Linear(8, 10)
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+class Wrong(Net):
+    def new_block(self, stage):
+        return BasicBlock(16, 16)
+"""
+
+
+@pytest.mark.parametrize(("net", "steps", "told"), [
+    ("Wrong", "[autogrow]", r"what new_block\('body'\) makes does not fit body .*stage's last block returns"),
+    ("Net", "[adenel, {name: autogrow, begin: seed}]", "a block like the full network's does not fit body .*present"),
+])  # fmt: skip
+def test_blocks_that_do_not_fit_are_refused_before_any_training(
+    net: str, steps: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(FIXED)
+    recipe_file = tmp_path / "r.yaml"
+    recipe_file.write_text(f'model: {{factory: "./net.py:{net}"}}\nsteps: {steps}\nbudget: 90%\n')
+    with pytest.raises(UsageError, match=told):
+        plan(recipe_file)

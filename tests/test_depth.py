@@ -92,3 +92,9 @@ def test_nothing_is_added_where_nothing_fits() -> None:
     surgeon, stages = surgeon_of(NETS["basic"](), SHAPE)
     cost = surgeon.graph.price.cost(surgeon.graph.widths)
     assert fill(surgeon, stages, Budget.parse(f"{cost.macs}MACs"), 1, 200, {}) == ({}, {})
+
+
+def test_a_budget_that_no_block_uses_is_not_filled_with_blocks() -> None:
+    surgeon, stages = surgeon_of(NETS["plain"](), SHAPE)
+    budget = Budget.parse("1MB@activations")
+    assert fill(surgeon, stages, budget, 1, 200, {}) == ({}, {})

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.data import seed_of
 from compress.depth import deeper, fill
@@ -77,6 +77,20 @@ class AutoGrow:
         if not self.keeps_weights:
             stages = find(surgeon.model, surgeon.graph.shape, self.settings.stages)
             surgeon.arrange(layout(surgeon.model, self._seed(surgeon, stages)))
+
+    def refuse(self, surgeon: Surgeon, full: nn.Module) -> None:
+        """Raise UsageError where a stage of this net cannot take another block; `full` has those that are copied."""
+        for stage in find(full, surgeon.graph.shape, self.settings.stages):
+            depth = stage.depth(surgeon.model)
+            try:
+                deeper(surgeon, {stage: depth + 1}, templates(surgeon.model, full, [stage]))
+            except UsageError as error:
+                made = callable(getattr(full, "new_block", None))
+                what = f"what new_block({stage.container!r}) makes" if made else "a block like the full network's"
+                hint = "it must take and return what the stage's last block returns" if made else (
+                    "give the model a method new_block(stage), or grow what is there with begin: present"
+                )  # fmt: skip
+                raise UsageError(f"autogrow: {what} does not fit {stage.name} ({error}); {hint}") from None
 
     def _seed(self, surgeon: Surgeon, stages: Sequence[Stage]) -> dict[Stage, int]:
         return {stage: min(self.settings.seed_depth, stage.depth(surgeon.model)) for stage in stages}
@@ -168,7 +182,7 @@ class AutoGrow:
         return state
 
     def _fits(self, lab: Lab, stage: Stage, depth: int) -> bool:
-        graph = deeper(lab.surgeon, {stage: depth}, self._templates(lab, [stage])).graph
+        graph = deeper(lab.surgeon, {stage: depth}, templates(lab.model, lab.original, [stage])).graph
         return lab.budget.holds(graph.price.cost(graph.widths))
 
     def verdict(self, lab: Lab, state: State) -> tuple[bool, bool, bool]:
@@ -193,26 +207,9 @@ class AutoGrow:
         }
         return replace(state, alive=alive, next=following if state.next == stage else state.next, why=said[why])
 
-    def _templates(self, lab: Lab, stages: Sequence[Stage]) -> dict[str, torch.nn.Module]:
-        """What new blocks are copies of where the stage has only its first one: the full network's."""
-        found = {}
-        for stage in stages:
-            if len(stage.blocks) > 1 and (depth := stage.depth(lab.model)) < 2:
-                inside = f"{stage.container}.{stage.names(depth + 1)[-1]}".removeprefix(".")
-                block = f"{stage.container}.{stage.blocks[-1]}".removeprefix(".")
-                found[inside] = lab.original.get_submodule(block)
-        return found
-
     def _append(self, lab: Lab, goal: Mapping[Stage, int], widths: Mapping[str, int], trained: float) -> None:
         """Append blocks, narrow those that are to be, and initialise each one's last batch norm."""
-        try:
-            new = lab.arrange(layout(lab.model, goal), self._templates(lab, list(goal)))
-        except UsageError as error:
-            names = ", ".join(stage.name for stage in goal)
-            raise UsageError(
-                f"autogrow: a block like the full network's does not fit {names} as it is ({error}); "
-                "give the model a method new_block(stage)"
-            ) from None
+        new = lab.arrange(layout(lab.model, goal), templates(lab.model, lab.original, list(goal)))
         if widths:
             lab.resize(widths)
         norms = [norm for block in new if (norm := last_norm(lab.model, lab.shape, block)) is not None]
@@ -223,7 +220,7 @@ class AutoGrow:
         if self.settings.init == "adam" and affine:
             self._train_alone(lab, affine, trained)
 
-    def _train_alone(self, lab: Lab, parameters: list[torch.nn.Parameter], trained: float) -> None:
+    def _train_alone(self, lab: Lab, parameters: list[nn.Parameter], trained: float) -> None:
         """AdamInit: train nothing but these, until the training accuracy is nearly that of before."""
         held, epoch = lab.optimizer, lab.data.steps_per_epoch
         lab.optimizer = torch.optim.Adam(parameters, lr=ADAM_LR, weight_decay=ADAM_DECAY)
@@ -239,7 +236,8 @@ class AutoGrow:
             lab.arrange(layout(lab.model, {stage: wanted[stage.name] for stage in stages}))
             lab.note("cut", depths=depths(lab, stages), widths=lab.widths)
         if s.on_saturation == "fill":
-            goal, widths = fill(lab.surgeon, stages, lab.budget, self.align, s.max_depth, self._templates(lab, stages))
+            copied = templates(lab.model, lab.original, stages)
+            goal, widths = fill(lab.surgeon, stages, lab.budget, self.align, s.max_depth, copied)
             if goal:
                 self._append(lab, goal, widths, state.trained)
                 lab.note("filled", depths=depths(lab, stages), widths=lab.widths)
@@ -256,6 +254,16 @@ class AutoGrow:
         state = replace(state, at=state.at + steps)
         lab.note("tune", epoch=state.at / epoch, loss=trained.loss, val=lab.score().accuracy)
         return replace(state, phase="done") if state.at >= total else state
+
+
+def templates(model: nn.Module, full: nn.Module, stages: Sequence[Stage]) -> dict[str, nn.Module]:
+    """What new blocks are copies of where a stage of the model has only its first one: the full network's."""
+    found = {}
+    for stage in stages:
+        if len(stage.blocks) > 1 and (depth := stage.depth(model)) < 2:
+            inside = f"{stage.container}.{stage.names(depth + 1)[-1]}".removeprefix(".")
+            found[inside] = full.get_submodule(f"{stage.container}.{stage.blocks[-1]}".removeprefix("."))
+    return found
 
 
 def depths(lab: Lab, stages: Sequence[Stage]) -> dict[str, int]:
