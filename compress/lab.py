@@ -24,7 +24,17 @@ from compress.structure import construct
 from compress.surgery import Columns, Surgeon, survey
 from compress.task import Task, task_of
 from compress.trace import Shape
-from compress.train import Score, Trained, memory_format_of, place, precision_of, runs_in_channels_last, score, train
+from compress.train import (
+    Score,
+    Trained,
+    lr_at,
+    memory_format_of,
+    place,
+    precision_of,
+    runs_in_channels_last,
+    score,
+    train,
+)
 
 S = TypeVar("S")
 
@@ -63,6 +73,25 @@ class Method(Protocol[S]):
 
     def load(self, said: Mapping[str, Any]) -> S:
         """The state whose fields these are."""
+        ...
+
+
+class Course(Protocol):
+    """How a stage of training sets its learning rate."""
+
+    @property
+    def schedule(self) -> str:
+        """One of those of `train.lr_at`."""
+        ...
+
+    @property
+    def lr(self) -> float | None:
+        """The peak; None: the recipe's."""
+        ...
+
+    @property
+    def warmup(self) -> float:
+        """Share of the stage during which it rises."""
         ...
 
 
@@ -167,6 +196,19 @@ class Lab:
         self.step += steps
         self.spent += self.cost().macs * result.images
         return result
+
+    def stretch(self, event: str, course: Course, at: int, total: int, **told: Any) -> int:
+        """Train up to the next checkpoint of a stage of `total` steps, `at` of which are done, and take a note.
+
+        Returns the steps that are done then.
+        """
+        epoch = self.data.steps_per_epoch
+        steps = min(total - at, self.recipe.checkpoint.steps(epoch))
+        begin, peak = self.step - at, course.lr or self.recipe.train.lr
+        trained = self.train(steps, lambda step: lr_at(course.schedule, peak, (step - begin) / total, course.warmup))
+        at += steps
+        self.note(event, epoch=at / epoch, loss=trained.loss, val=self.score().accuracy, **told)
+        return at
 
     def score(self, split: str = "val") -> Score:
         """Accuracy and loss over a split, as training computes."""

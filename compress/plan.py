@@ -26,7 +26,6 @@ from compress.methods.autogrow import AutoGrow
 from compress.methods.l1 import L1
 from compress.methods.lwp import LWP
 from compress.methods.scratch import Scratch
-from compress.projection import refuse_units
 from compress.settings import Recipe
 from compress.stages import find
 from compress.structure import construct
@@ -164,7 +163,7 @@ def draw_up(said: Recipe, model: nn.Module, shape: Shape) -> Plan:
     steps = []
     for settings, share, method in zip(said.methods, said.shares, methods, strict=True):
         if isinstance(method, LWP):
-            refuse_units(budget)
+            method.refuse(budget, said.train.batch)
         method.smallest(least)
         if isinstance(method, AutoGrow):
             method.refuse(least, model)

@@ -154,6 +154,11 @@ def test_what_cannot_be_searched_is_told_in_a_sentence(change: Any, says: str) -
         begun(recipe(**change))
 
 
+def test_the_plan_refuses_more_children_than_a_batch_feeds() -> None:
+    with pytest.raises(UsageError, match="30 networks share a batch of 40 images"):
+        plan(recipe(method={"children": 30}))
+
+
 def test_the_published_preset_has_the_papers_values() -> None:
     said = Lwp.model_validate({"preset": "published", "gamma": 1})
     assert (said.alpha, said.gamma, said.children, said.over, said.fill) == (2.0, 1.0, 1, 0.0, False)

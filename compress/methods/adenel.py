@@ -30,7 +30,6 @@ from compress.landing import COLUMNS, land
 from compress.method_settings import Adenel, grows_present
 from compress.price import Price
 from compress.surgery import Surgeon
-from compress.train import lr_at
 
 LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end
 BALANCING = 50  # steps to the prices of several limits; they settle within a few
@@ -255,12 +254,8 @@ class AdeNeL:
         return max(1, round(self.settings.tune.epochs * lab.data.steps_per_epoch))
 
     def _tune(self, lab: Lab, state: State) -> State:
-        tune, total = self.settings.tune, self._tuning(lab)
-        steps = min(total - state.at, lab.recipe.checkpoint.steps(lab.data.steps_per_epoch))
-        begin, peak = lab.step - state.at, tune.lr or lab.recipe.train.lr
-        trained = lab.train(steps, lambda step: lr_at(tune.schedule, peak, (step - begin) / total, tune.warmup))
-        state = replace(state, at=state.at + steps)
-        lab.note("tune", epoch=state.at / lab.data.steps_per_epoch, loss=trained.loss, val=lab.score().accuracy)
+        total = self._tuning(lab)
+        state = replace(state, at=lab.stretch("tune", self.settings.tune, state.at, total))
         return replace(state, phase="done") if state.at >= total else state
 
 

@@ -246,13 +246,9 @@ class AutoGrow:
     # tuning
 
     def _tune(self, lab: Lab, state: State) -> State:
-        tune, epoch = self.settings.tune, lab.data.steps_per_epoch
-        total = max(1, round(tune.epochs * epoch))
-        steps = min(total - state.at, lab.recipe.checkpoint.steps(epoch))
-        begin, peak = lab.step - state.at, tune.lr or lab.recipe.train.lr
-        trained = lab.train(steps, lambda step: lr_at(tune.schedule, peak, (step - begin) / total, tune.warmup))
-        state = replace(state, at=state.at + steps)
-        lab.note("tune", epoch=state.at / epoch, loss=trained.loss, val=lab.score().accuracy)
+        tune = self.settings.tune
+        total = max(1, round(tune.epochs * lab.data.steps_per_epoch))
+        state = replace(state, at=lab.stretch("tune", tune, state.at, total))
         return replace(state, phase="done") if state.at >= total else state
 
 

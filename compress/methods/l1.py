@@ -24,7 +24,6 @@ from compress.graph import Graph
 from compress.lab import Lab, sgd
 from compress.landing import land
 from compress.surgery import Surgeon
-from compress.train import lr_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +71,13 @@ class L1:
 
     def step(self, lab: Lab, state: State) -> State:
         """Train up to the next checkpoint; at the end of a round, narrow again."""
-        s, total = self.settings, self._steps(lab, state)
-        steps = min(total - state.at, lab.recipe.checkpoint.steps(lab.data.steps_per_epoch))
-        begin, peak, last = lab.step - state.at, s.tune.lr or lab.recipe.train.lr, state.cut >= s.rounds
-        schedule, warmup = (s.tune.schedule, s.tune.warmup) if last else ("constant", 0.0)
-        trained = lab.train(steps, lambda step: lr_at(schedule, peak, (step - begin) / total, warmup))
-        state, epoch = replace(state, at=state.at + steps), (state.at + steps) / lab.data.steps_per_epoch
-        where = {"epoch": epoch} if last else {"round": state.cut}
-        lab.note("tune" if last else "round", **where, loss=trained.loss, val=lab.score().accuracy)
-        if state.at >= total and not last:
+        total, tune = self._steps(lab, state), self.settings.tune
+        if state.cut >= self.settings.rounds:
+            state = replace(state, at=lab.stretch("tune", tune, state.at, total))
+            return self._ended(lab, state)
+        constant = tune.model_copy(update={"schedule": "constant", "warmup": 0.0})
+        state = replace(state, at=lab.stretch("round", constant, state.at, total, round=state.cut))
+        if state.at >= total:
             state = State(cut=state.cut + 1)
             self._narrow(lab, state)
             lab.note("narrowed", widths=lab.widths, val=lab.score().accuracy)

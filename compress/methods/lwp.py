@@ -21,11 +21,12 @@ import numpy as np
 from torch import nn
 
 from compress import method_settings
+from compress.budget import Budget
 from compress.connections import Masks, Wiring
 from compress.errors import UsageError
 from compress.lab import Lab, prune, sgd
 from compress.policy import Agent, Reward, stage
-from compress.projection import Mask, refuse
+from compress.projection import Mask, refuse, refuse_units
 from compress.search import Terms, children, judge, search
 from compress.surgery import Surgeon
 from compress.train import lr_at
@@ -59,18 +60,23 @@ class LWP:
     def first(self, surgeon: Surgeon) -> None:
         """Start from the net as it is."""
 
+    def refuse(self, budget: Budget, batch: int) -> None:
+        """Raise UsageError for a limit that connections have no price for, and for more children than a batch feeds."""
+        refuse_units(budget)
+        if batch < FEWEST * (children := self.settings.children):
+            raise UsageError(
+                f"method.children: {children} networks share a batch of {batch} images, and each needs {FEWEST}; "
+                f"write at most {batch // FEWEST}, or a larger train.batch"
+            )
+
     def init(self, lab: Lab) -> State:
         """Look at the connections. A network that keeps its budget already loses none, unless it is not to be filled.
 
         Raises UsageError for what the recipe asks and the data or the network cannot give.
         """
+        self.refuse(lab.budget, lab.data.batch)
         wiring, s = self._wiring(lab), self.settings
         refuse(wiring, len(wiring.full), lab.budget)
-        if lab.data.batch < FEWEST * s.children:
-            raise UsageError(
-                f"method.children: {s.children} networks share a batch of {lab.data.batch} images, and each needs "
-                f"{FEWEST}; write at most {lab.data.batch // FEWEST}, or a larger train.batch"
-            )
         if self._steps(lab, "search") < (least := s.release.steps(lab.data.steps_per_epoch) * len(wiring.layers)):
             raise UsageError(
                 f"method.search: {s.search} is too short to release {len(wiring.layers)} layers, {s.release} each: "
@@ -88,13 +94,12 @@ class LWP:
         if state.phase == "select":
             self._select(lab)
             return self._next(lab, state)
-        total = self._steps(lab, state.phase)
-        steps = min(total - state.at, lab.recipe.checkpoint.steps(lab.data.steps_per_epoch))
+        s, total = self.settings, self._steps(lab, state.phase)
         if state.phase in ("search", "joint"):
-            self._search(lab, state, steps, total)
+            at = self._search(lab, state, total)
         else:
-            self._train(lab, state, steps, total)
-        state = replace(state, at=state.at + steps)
+            at = lab.stretch(state.phase, s.pretrain if state.phase == "pretrain" else s.tune, state.at, total)
+        state = replace(state, at=at)
         return self._next(lab, state) if state.at >= total else state
 
     def done(self, lab: Lab, state: State) -> str | None:
@@ -133,17 +138,10 @@ class LWP:
                 return s.joint.steps(epoch)
         return round(s.tune.epochs * epoch)
 
-    def _train(self, lab: Lab, state: State, steps: int, total: int) -> None:
-        """Pretraining or tuning."""
-        said = self.settings.pretrain if state.phase == "pretrain" else self.settings.tune
-        begin, peak = lab.step - state.at, said.lr or lab.recipe.train.lr
-        trained = lab.train(steps, lambda step: lr_at(said.schedule, peak, (step - begin) / total, said.warmup))
-        epoch = (state.at + steps) / lab.data.steps_per_epoch
-        lab.note(state.phase, epoch=epoch, loss=trained.loss, val=lab.score().accuracy)
-
-    def _search(self, lab: Lab, state: State, steps: int, total: int) -> None:
-        """The controller learns, and in the joint phase the network with it."""
+    def _search(self, lab: Lab, state: State, total: int) -> int:
+        """The controller learns up to the next checkpoint, in the joint phase the network with it; steps done then."""
         s, wiring, begin = self.settings, self._wiring(lab), lab.step - state.at
+        steps = min(total - state.at, lab.recipe.checkpoint.steps(lab.data.steps_per_epoch))
         alone = state.phase == "search"
         layers, each = len(wiring.layers), s.release.steps(lab.data.steps_per_epoch)
         peak = s.lr if alone else s.joint_controller_lr or s.lr
@@ -172,6 +170,7 @@ class LWP:
         lab.spent += lab.cost().macs * found.images  # masked, the full network runs
         lab.tensors = agent.tensors()
         lab.note("search", **asdict(found))
+        return state.at + steps
 
     def _select(self, lab: Lab) -> None:
         """Score what the controller proposes, and cut the best child out of the network."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from compress.lab import Lab, prune, sgd
 from compress.method_settings import Scratch as Settings
 from compress.structure import Structure
 from compress.surgery import Surgeon
-from compress.train import lr_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,6 @@ class State:
     """Optimizer steps done so far."""
 
     at: int = 0
-    begin: int = 0  # those of the run before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ class Scratch:
             lab.cut(stored.cuts)
         lab.resize(self._widths(lab.surgeon.graph))
         lab.refill()
-        state = State(begin=lab.step)
+        state = State()
         self.ready(lab, state)
         lab.note("seed", widths=lab.widths)
         return state
@@ -86,13 +84,7 @@ class Scratch:
 
     def step(self, lab: Lab, state: State) -> State:
         """Train up to the next checkpoint."""
-        s, total = self.settings, self._total(lab)
-        steps = min(total - state.at, lab.recipe.checkpoint.steps(lab.data.steps_per_epoch))
-        peak = s.lr or lab.recipe.train.lr
-        trained = lab.train(steps, lambda step: lr_at(s.schedule, peak, (step - state.begin) / total, s.warmup))
-        at = state.at + steps
-        lab.note("train", epoch=at / lab.data.steps_per_epoch, loss=trained.loss, val=lab.score().accuracy)
-        return replace(state, at=at)
+        return State(lab.stretch("train", self.settings, state.at, self._total(lab)))
 
     def done(self, lab: Lab, state: State) -> str | None:
         """Why the run is over."""
