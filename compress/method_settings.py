@@ -26,17 +26,31 @@ def _preset(said: object, published: Mapping[str, object], tuning: Mapping[str, 
     return {**published, **said, "tune": {**tuning, **tune} if isinstance(tune, Mapping) else tune}
 
 
-class Tune(Keys):
-    """Training of the final shape."""
+class Course(Keys):
+    """Training along a schedule."""
 
-    epochs: NotNegative = 20.0
-    """Epochs; 20 let a cosine settle on small images, results worth publishing take more."""
+    epochs: NotNegative | None = None
+    """Epochs."""
     schedule: Schedule = "cosine"
     """Course of the learning rate; cosine needs no milestones."""
     lr: Positive | None = None
     """Peak learning rate; null is train.lr."""
     warmup: Part = 0.0
-    """Share of the stage during which the rate rises; 0: the net is trained already."""
+    """Share of the stage during which the rate rises; 0 is enough with batch norm."""
+
+
+class Pretrain(Course):
+    """Training of the full net before a search in it."""
+
+    epochs: NotNegative | None = None
+    """Epochs; null: 20 where model.weights are left out, and 0 where they are given or another method came before."""
+
+
+class Tune(Course):
+    """Training of the final shape."""
+
+    epochs: NotNegative = 20.0
+    """Epochs; 20 let a cosine settle on small images, results worth publishing take more."""
 
 
 class Adenel(Step):
@@ -216,19 +230,6 @@ class L1(Step):
     """Training between two cuts, at a constant rate."""
     tune: Tune = Tune()
     """Training of the final shape; epochs: 0 leaves the weights as they are."""
-
-
-class Pretrain(Keys):
-    """Training of the full net before a search in it."""
-
-    epochs: NotNegative | None = None
-    """Epochs; null: 20 where model.weights are left out, and 0 where they are given or another method came before."""
-    schedule: Schedule = "cosine"
-    """Course of the learning rate; cosine needs no milestones."""
-    lr: Positive | None = None
-    """Peak learning rate; null is train.lr."""
-    warmup: Part = 0.0
-    """Share of the stage during which the rate rises; 0 is enough with batch norm."""
 
 
 class Lwp(Step):
