@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import platform
+import shlex
 import statistics
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,7 @@ def main() -> None:
             "|---|---|---|---|---|---|---|",
             *lines,
             "",
-            f"`python benchmarks/lwp_vs_random.py {args.recipe.name} --masks {args.masks}`, seeds {args.seeds}; "
+            f"`python benchmarks/lwp_vs_random.py {shlex.join(sys.argv[1:])}`, seeds {args.seeds}; "
             f"Python {platform.python_version()}, torch {facts['torch']}, {facts['cpu']}, {facts['threads']} threads.",
             "",
         ]
