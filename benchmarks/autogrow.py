@@ -140,7 +140,7 @@ class Bench:
         """A net newly drawn, for as many epochs as this train-cost pays for."""
         images = self.said.train // self.batch * self.batch
         epochs = spent / (self.macs(depths) * images)
-        return self.run(seed, {"name": "scratch", "epochs": epochs}, depths=depths)
+        return self.run(seed, {"name": "scratch", "epochs": epochs, "warmup": self.said.warmup}, depths=depths)
 
 
 def beside(two: Outcome, one: Outcome) -> dict[str, object]:
@@ -285,6 +285,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=8, help="J, epochs")
     parser.add_argument("--tau", type=float, default=None, help="least gain, a fraction of 1")
     parser.add_argument("--tune", type=float, default=20, help="epochs of the final shape")
+    parser.add_argument("--warmup", type=float, default=0, help="share of training during which scratch's rate rises")
     parser.add_argument("--init", default="zero", help="of a new block's last batch norm")
     parser.add_argument("--budget", default="800kFLOPs", help="of the part width")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
