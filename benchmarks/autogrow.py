@@ -34,6 +34,7 @@ from compress.models import basic3resnet
 from compress.plan import methods_of
 from compress.run import develop, prepare
 from compress.settings import Recipe
+from compress.stages import last_norm
 
 ENDLESS = "1TMACs"  # a budget that no run here meets
 Depths = tuple[int, int, int]
@@ -105,15 +106,15 @@ class Bench:
         """MACs of a net of these depths."""
         return measure(basic3resnet(**self.net(depths)), self.shape).macs
 
-    def run(
+    def recipe(
         self, seed: int, *steps: Mapping[str, Any], depths: Depths = (1, 1, 1), budget: str = ENDLESS, share: float = 1
-    ) -> Outcome:
-        """Train by one method, or by several one after the other, with a share of the training images."""
+    ) -> Recipe:
+        """Training by one method, or by several one after the other, with a share of the training images."""
         source: dict[str, Any] = {"source": "digits"}
         if not self.digits:
             path = str(Path(self.said.data).resolve())
             source = {"source": "npz", "path": path, "val": self.said.val, "flip": True}
-        recipe = Recipe.model_validate(
+        return Recipe.model_validate(
             {
                 "model": {"factory": "compress.models:basic3resnet", "args": self.net(depths)},
                 "data": {**source, "crop": self.shape[1] // 8, "train": round(share * self.said.train)},
@@ -123,7 +124,10 @@ class Bench:
                 "steps": list(steps),
             }
         )
-        start = time.process_time()
+
+    def run(self, seed: int, *steps: Mapping[str, Any], **other: Any) -> Outcome:
+        """Train as a recipe says."""
+        recipe, start = self.recipe(seed, *steps, **other), time.process_time()
         with tempfile.TemporaryDirectory() as work:
             lab, _ = prepare(recipe, "cpu", lambda *_, **__: None)
             develop(lab, methods_of(recipe), Path(work), lambda *_, **__: None)
@@ -138,9 +142,27 @@ class Bench:
 
     def scratch(self, seed: int, depths: Depths, spent: int) -> Outcome:
         """A net newly drawn, for as many epochs as this train-cost pays for."""
-        images = self.said.train // self.batch * self.batch
-        epochs = spent / (self.macs(depths) * images)
-        return self.run(seed, {"name": "scratch", "epochs": epochs, "warmup": self.said.warmup}, depths=depths)
+        return self.run(seed, {"name": "scratch", "epochs": self.epochs(depths, spent)}, depths=depths)
+
+    def epochs(self, depths: Depths, spent: int) -> float:
+        """How many epochs of a net of these depths a train-cost pays for."""
+        return spent / (self.macs(depths) * (self.said.train // self.batch * self.batch))
+
+    def silent(self, seed: int, depths: Depths, spent: int) -> Outcome:
+        """The same, but blocks start silent, as AutoGrow appends them, and the rate rises for a tenth of the time."""
+        settings = {"name": "scratch", "epochs": self.epochs(depths, spent), "warmup": 0.1}
+        recipe, start = self.recipe(seed, settings, depths=depths), time.process_time()
+        lab, _ = prepare(recipe, "cpu", lambda *_, **__: None)
+        method = methods_of(recipe)[0]
+        state = method.init(lab)
+        for stage, depth in zip(lab.stages(None), depths, strict=True):
+            for block in stage.names(depth):
+                if (norm := last_norm(lab.model, lab.shape, f"{stage.container}.{block}")) is not None:
+                    torch.nn.init.zeros_(lab.model.get_parameter(f"{norm}.weight"))
+        while method.done(lab, state) is None:
+            state = method.step(lab, state)
+        seconds = time.process_time() - start
+        return Outcome(lab, seconds, 100 * train.score(lab.model, lab.data, "test").accuracy)
 
 
 def beside(two: Outcome, one: Outcome) -> dict[str, object]:
@@ -151,7 +173,8 @@ def beside(two: Outcome, one: Outcome) -> dict[str, object]:
 
 def depth(bench: Bench) -> Rows:
     """Growing without a budget: the depth found for every K (epochs), and what ended the growing ("accuracy": it
-    stopped by itself). Then the found net, newly drawn, for as many epochs as the same train-cost pays for."""
+    stopped by itself). Then the found net, newly drawn, for as many epochs as the same train-cost pays for; with a
+    warm-up and blocks that start silent, as grown ones do, where the table says so."""
     for seed in bench.said.seeds:
         for k in bench.said.intervals:
             one = bench.run(seed, bench.autogrow(k, on_saturation="stop"))
@@ -159,6 +182,8 @@ def depth(bench: Bench) -> Rows:
             epochs = f"{two.lab.step / two.lab.data.steps_per_epoch:.1f}"
             numbers = {"blocks": sum(one.depths), "grown": one.test, "scratch": two.test, "gap": one.test - two.test}
             row = {"K": f"{k:g}", "seed": seed, **one.growth(), **one.cells(), **beside(two, one)}
+            if bench.said.silent:
+                row["test, silent"] = numbers["silent"] = bench.silent(seed, one.depths, one.lab.spent).test
             yield {**row, "its epochs": epochs}, {f"K = {k:g}, {name}": value for name, value in numbers.items()}
 
 
@@ -285,7 +310,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=8, help="J, epochs")
     parser.add_argument("--tau", type=float, default=None, help="least gain, a fraction of 1")
     parser.add_argument("--tune", type=float, default=20, help="epochs of the final shape")
-    parser.add_argument("--warmup", type=float, default=0, help="share of training during which scratch's rate rises")
+    parser.add_argument("--silent", action="store_true", help="part depth: a second control, whose blocks start silent")
     parser.add_argument("--init", default="zero", help="of a new block's last batch norm")
     parser.add_argument("--budget", default="800kFLOPs", help="of the part width")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
