@@ -49,6 +49,12 @@ class Outcome:
     seconds: float  # of processor time
     test: float  # accuracy in %
 
+    @classmethod
+    def of(cls, lab: Lab, start: float) -> Outcome:
+        """What a run that has just ended came to; `start` is when it began, in processor time."""
+        seconds = time.process_time() - start
+        return cls(lab, seconds, 100 * train.score(lab.model, lab.data, "test").accuracy)
+
     @property
     def depths(self) -> Depths:
         """Blocks of each stage."""
@@ -131,8 +137,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as work:
             lab, _ = prepare(recipe, "cpu", lambda *_, **__: None)
             develop(lab, methods_of(recipe), Path(work), lambda *_, **__: None)
-        seconds = time.process_time() - start
-        return Outcome(lab, seconds, 100 * train.score(lab.model, lab.data, "test").accuracy)
+        return Outcome.of(lab, start)
 
     def autogrow(self, k: float, **other: Any) -> dict[str, Any]:
         """AutoGrow's settings, K in epochs of all training images."""
@@ -161,8 +166,7 @@ class Bench:
                     torch.nn.init.zeros_(lab.model.get_parameter(f"{norm}.weight"))
         while method.done(lab, state) is None:
             state = method.step(lab, state)
-        seconds = time.process_time() - start
-        return Outcome(lab, seconds, 100 * train.score(lab.model, lab.data, "test").accuracy)
+        return Outcome.of(lab, start)
 
 
 def beside(two: Outcome, one: Outcome) -> dict[str, object]:

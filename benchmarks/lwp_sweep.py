@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import copy
 import platform
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def main() -> None:
             "|---|---|---|---|---|---|---|---|---|",
             *lines,
             "",
-            f"`python benchmarks/lwp_sweep.py {args.recipe.name}`, seeds {args.seeds}; Python "
+            f"`python benchmarks/lwp_sweep.py {shlex.join(sys.argv[1:])}`, seeds {args.seeds}; Python "
             f"{platform.python_version()}, torch {facts['torch']}, {facts['cpu']}, {facts['threads']} threads.",
             "",
         ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from compress.budget import Budget, Cost
+from compress.budget import Budget
 from compress.graph import Graph
 from compress.landing import land
 from compress.stages import Stage, layout
@@ -45,11 +45,7 @@ def fill(
     its narrowest form does, their inner widths chosen as all widths are (`landing.py`). At most `most` blocks a stage.
     Stages whose blocks use up nothing that is limited stay as they are. Empty where nothing fits.
     """
-    before = {
-        stage: stage.depth(surgeon.model)
-        for stage, cost in blocks(surgeon, stages, templates).items()
-        if any(cost.of(limit.unit) > 0 for limit in budget.hard)
-    }
+    before = {stage: stage.depth(surgeon.model) for stage in stages}
     depths, widths = whole_blocks(surgeon, before, budget, most, templates), dict[str, int]()
     for _ in range(LAPS):
         start = deeper(surgeon, depths, templates)
@@ -62,26 +58,23 @@ def fill(
     return changed, widths
 
 
-def blocks(surgeon: Surgeon, stages: Sequence[Stage], templates: Mapping[str, nn.Module]) -> dict[Stage, Cost]:
-    """What one block more costs in each of these stages."""
-    costs, cost = {}, surgeon.graph.price.cost(surgeon.graph.widths)
-    for stage in stages:
-        more = deeper(surgeon, {stage: stage.depth(surgeon.model) + 1}, templates).graph
-        costs[stage] = more.price.cost(more.widths) - cost
-    return costs
-
-
 def whole_blocks(
     surgeon: Surgeon, depths: Mapping[Stage, int], budget: Budget, most: int, templates: Mapping[str, nn.Module]
 ) -> dict[Stage, int]:
     """Depths with whole blocks added, one a stage in turn but for those that have `most`, until one does not fit.
 
     One block more costs the same at any depth, all but memory and the bytes of names: what is reckoned so is counted at
-    the end, and given back until it holds.
+    the end, and given back until it holds. Stages whose blocks use up nothing that is limited are left out.
     """
     graph = surgeon.graph
-    cost, found, order = graph.price.cost(graph.widths), dict(depths), list[Stage]()
-    steps = blocks(surgeon, [*depths], templates)
+    cost, order = graph.price.cost(graph.widths), list[Stage]()
+    steps = {}
+    for stage, depth in depths.items():
+        more = deeper(surgeon, {stage: depth + 1}, templates).graph
+        step = more.price.cost(more.widths) - cost
+        if any(step.of(limit.unit) > 0 for limit in budget.hard):
+            steps[stage] = step
+    found = {stage: depths[stage] for stage in steps}
     while room := [stage for stage in steps if found[stage] < most]:
         for stage in room:
             if not budget.holds(cost + steps[stage]):

@@ -18,6 +18,7 @@ from compress.budget import Budget, Cost
 from compress.connections import Cuts, cut, cuts_in
 from compress.data import Data, seed_of
 from compress.errors import UsageError
+from compress.method_settings import Course, Scratch
 from compress.settings import Recipe
 from compress.stages import Depths, Stage, find
 from compress.structure import construct
@@ -73,25 +74,6 @@ class Method(Protocol[S]):
 
     def load(self, said: Mapping[str, Any]) -> S:
         """The state whose fields these are."""
-        ...
-
-
-class Course(Protocol):
-    """How a stage of training sets its learning rate."""
-
-    @property
-    def schedule(self) -> str:
-        """One of those of `train.lr_at`."""
-        ...
-
-    @property
-    def lr(self) -> float | None:
-        """The peak; None: the recipe's."""
-        ...
-
-    @property
-    def warmup(self) -> float:
-        """Share of the stage during which it rises."""
         ...
 
 
@@ -197,7 +179,7 @@ class Lab:
         self.spent += self.cost().macs * result.images
         return result
 
-    def stretch(self, event: str, course: Course, at: int, total: int, **told: Any) -> int:
+    def stretch(self, event: str, course: Course | Scratch, at: int, total: int, **told: Any) -> int:
         """Train up to the next checkpoint of a stage of `total` steps, `at` of which are done, and take a note.
 
         Returns the steps that are done then.
