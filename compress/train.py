@@ -25,6 +25,7 @@ from compress.task import Task, classification
 from compress.trace import Shape, arguments, copied, each, flat
 
 TELL_EVERY = 0.5  # seconds from one report of progress to the next; on a GPU also from one look at the losses
+NARROW = 28  # channels; below, several CPU threads are in each other's way in channels_last
 BF16_MACS = 250_000  # of one image; below this, casting costs what the faster arithmetic saves
 
 
@@ -208,9 +209,10 @@ def memory_format_of(memory_format: str, device: torch.device, model: nn.Module)
     """Resolve "auto" to "channels_last" or "contiguous", for a model that `runs_in_channels_last`.
 
     channels_last wins on GPUs and on one CPU thread. With more threads torch's channels_last batch norm sums gradients
-    into one row of `width` floats per thread, and rows that share a 64-byte cache line are slowed 3 to 13 times: it
-    wins there only if all widths are multiples of 16. (13 layers 8 wide on 2 threads: 42 ms a step against 20 ms
-    contiguous; 16 wide: 23 against 35 ms.)
+    into one row of `width` floats per thread, and rows that share a 64-byte cache line slow narrow layers: it wins
+    there unless most norms are narrower than `NARROW` and no multiple of 16. (Steps on 2 threads, channels_last and
+    contiguous: 13 layers 8 wide 42 and 20 ms, 16 wide 23 and 35 ms; VGG16 of uneven widths 20 to 118, 353 and 414 ms;
+    DenseNet-40 4.6 and 6.5 s.)
 
     Raises UsageError for "channels_last" on a CPU with a strided 1x1 convolution: see `strided_points`.
     """
@@ -222,8 +224,9 @@ def memory_format_of(memory_format: str, device: torch.device, model: nn.Module)
     if memory_format != "auto":
         return memory_format
     if device.type == "cpu" and torch.get_num_threads() > 1:
-        shared = any(m.num_features % 16 for m in model.modules() if isinstance(m, _BatchNorm))
-        return "contiguous" if shared else "channels_last"
+        widths = [m.num_features for m in model.modules() if isinstance(m, _BatchNorm)]
+        shared = sum(width < NARROW and width % 16 > 0 for width in widths)
+        return "contiguous" if shared > len(widths) / 2 else "channels_last"
     return "channels_last" if device.type in ("cpu", "cuda") else "contiguous"
 
 

@@ -304,9 +304,12 @@ def test_auto_precision_is_bf16_only_where_the_processor_has_it_and_the_net_is_n
     assert train.precision_of("auto", torch.device("meta"), 10**9) == "fp32"
 
 
-def test_auto_layout_is_channels_last_unless_threads_would_share_cache_lines(threads: int) -> None:
-    even, odd = tiny(width=32), tiny(width=24)
+def test_auto_layout_is_channels_last_unless_threads_would_share_the_cache_lines_of_most_layers(threads: int) -> None:
+    even, odd, wide = tiny(width=16), tiny(width=24), tiny(width=40)
+    one_of_two = nn.Sequential(nn.BatchNorm2d(24), nn.BatchNorm2d(40))
     assert train.memory_format_of("auto", CPU, even) == "channels_last"
+    assert train.memory_format_of("auto", CPU, wide) == "channels_last"
+    assert train.memory_format_of("auto", CPU, one_of_two) == "channels_last"
     assert train.memory_format_of("auto", CPU, odd) == ("channels_last" if threads == 1 else "contiguous")
     assert train.memory_format_of("contiguous", CPU, even) == "contiguous"
     assert train.memory_format_of("auto", torch.device("cuda"), odd) == "channels_last"
