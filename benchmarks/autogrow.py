@@ -11,9 +11,7 @@ images [n, height, width, channels].
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
-import sys
 import tempfile
 import textwrap
 import time
@@ -25,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from evidence import command, machine
 
 from compress import train
 from compress.cost import measure
-from compress.export.report import environment
 from compress.lab import Lab
 from compress.models import basic3resnet
 from compress.plan import methods_of
@@ -261,7 +259,6 @@ def cells(values: Iterable[object]) -> str:
 def report(part: str, said: argparse.Namespace) -> None:
     """Run a part; write its table after every row, with means and standard deviations."""
     rows = PARTS[part]
-    facts = environment(device="cpu", threads=torch.get_num_threads())
     name = "digits" if said.data == "digits" else Path(said.data).stem
     about = (rows.__doc__ or "").format(**vars(said), k=min(said.intervals))
     tau = "as by default" if said.tau is None else f"{said.tau:g}"
@@ -294,8 +291,8 @@ def report(part: str, said: argparse.Namespace) -> None:
             "|---|---|---|---|",
             *means,
             "",
-            f"Command: `python benchmarks/autogrow.py {' '.join(sys.argv[1:])}`",
-            f"Python {platform.python_version()}, torch {facts['torch']}, {facts['cpu']}, {facts['threads']} thread.",
+            f"Command: `{command()}`",
+            f"{machine()}.",
             "",
         ]
         print(lines[-1], flush=True)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
-import sys
 import time
 import warnings
 from collections import Counter
@@ -26,11 +24,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from evidence import command, machine
 from torch import Tensor, nn
 
 from compress.cost import measure
 from compress.export import artifact, onnx_file
-from compress.export.report import environment
 from compress.finalize import silence
 from compress.graph import Graph
 from compress.surgery import Surgeon, fit, survey
@@ -225,7 +223,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    facts = environment(device="cpu", threads=torch.get_num_threads())
     lines = []
     for name in args.names:
         try:
@@ -233,6 +230,7 @@ def main() -> None:
         except Exception as error:  # the table says it, and the others are still run
             lines.append(f"| {name} | failed: {type(error).__name__}: {str(error).splitlines()[0][:150]} |")
         print(lines[-1], flush=True)
+    others = ("torchvision", "timm", "onnxruntime")
     text = "\n".join(
         [
             "# What the graph reads",
@@ -251,11 +249,8 @@ def main() -> None:
             "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
             *lines,
             "",
-            f"Command: `{' '.join(['python benchmarks/coverage.py', *sys.argv[1:]])}`; timm is no dependency of ours.",
-            f"Python {platform.python_version()}, torch {facts['torch']}, torchvision {version('torchvision')}, "
-            f"timm {version('timm')}, onnxruntime {onnxruntime.__version__}, {facts['cpu']}, "
-            f"{facts['threads']} thread, "
-            "busy machine.",
+            f"Command: `{command()}`; timm is no dependency of ours.",
+            f"{machine(*(f'{name} {version(name)}' for name in others))}, busy machine.",
             "",
         ]
     )

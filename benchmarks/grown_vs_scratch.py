@@ -10,17 +10,15 @@ on the whole test set. Needs `x_train, y_train, x_test, y_test` in the .npz file
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from evidence import machine
 
 from compress import train
-from compress.export.report import environment
 from compress.lab import Lab
 from compress.plan import methods_of
 from compress.run import develop, prepare
@@ -73,7 +71,6 @@ def main() -> None:
         print(lines[-1], flush=True)
     gaps = [one - other for one, other in rows]
     spread = f"{100 * statistics.stdev(gaps):.2f}" if len(gaps) > 1 else "-"
-    facts = environment(device="cpu", threads=torch.get_num_threads())
     text = "\n".join(
         [
             "# The grown net against the same net from scratch, at equal train-cost",
@@ -91,7 +88,7 @@ def main() -> None:
             "",
             f"Command: `python benchmarks/grown_vs_scratch.py cifar10.npz --images {args.images} --budget "
             f"'{args.budget}' --tune {args.tune:g} --seeds {' '.join(map(str, args.seeds))}`",
-            f"Python {platform.python_version()}, torch {facts['torch']}, {facts['cpu']}, {facts['threads']} thread.",
+            f"{machine()}.",
             "",
         ]
     )

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import rival
 import torch
+from evidence import machine
 from landing_tables import tables
 from torch import nn
 
@@ -35,7 +35,6 @@ from compress import measure
 from compress.budget import Budget, Cost, Limit
 from compress.errors import CompressError, Infeasible
 from compress.export import onnx_file
-from compress.export.report import environment
 from compress.graph import Graph
 from compress.landing import land, reach
 from compress.methods.adenel import overshoot
@@ -270,12 +269,10 @@ def main() -> None:
         if args.rows and fresh:
             with args.rows.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in fresh)
-    facts = environment(device="cpu", threads=torch.get_num_threads())
-    versions = f"Python {platform.python_version()}, torch {facts['torch']}, Torch-Pruning {rival.version() or '-'}"
     command = f"python benchmarks/landing.py --check {args.check}"
     text = tables(
         sorted(rows, key=lambda row: NETS.index(row["net"])),
-        f"{versions}; {facts['cpu']}, {facts['threads']} thread.",
+        machine(f"Torch-Pruning {rival.version() or '-'}") + ".",
         command,
     )
     if args.out is not None:

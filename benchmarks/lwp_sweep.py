@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
-import shlex
-import sys
 import tempfile
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import safetensors.torch
 import torch
+from evidence import command, machine
 from lwp_vs_random import scores_of, taught
 
 from compress import recipe
 from compress.connections import Wiring
-from compress.export.report import environment
 
 ALPHAS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
 GAMMAS = (0.25, 0.5, 0.75, 1.0)
@@ -41,6 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     given = dict(one.split("=", 1) for one in args.set)
     lines = []
+    rows: dict[str, list[list[float]]] = {}  # what is in the table, by alpha and gamma
     with tempfile.TemporaryDirectory() as folder:
         for seed in args.seeds:
             free = given | {"seed": str(seed), "method.fill": "false", "method.over": "0"}
@@ -58,13 +57,25 @@ def main() -> None:
                     kept = wiring.settle((method._agent(lab).controller() > 0.5).numpy())[0]
                 share = wiring.costs(kept)[0, 1] / wiring.costs(wiring.full)[0, 1]
                 found = scores_of(lab, method, wiring, kept, copy.deepcopy(lab.model.state_dict()))
+                row = [100 * each for each in (last["eta"], last["accuracy"], share, found["cut"], found["scratch"])]
+                setting = f"{alpha:.3g} | {gamma:g}"
+                rows.setdefault(setting, []).append(row)
                 lines.append(
-                    f"| {seed} | {alpha:.3g} | {gamma:g} | {100 * last['eta']:.1f} | {100 * last['accuracy']:.1f} | "
-                    f"{100 * share:.1f} | {np.count_nonzero(kept)} of {len(kept)} | {100 * found['cut']:.2f} | "
-                    f"{100 * found['scratch']:.2f} |"
+                    f"| {seed} | {setting} | {row[0]:.1f} | {row[1]:.1f} | {row[2]:.1f} | "
+                    f"{np.count_nonzero(kept)} of {len(kept)} | {row[3]:.2f} | {row[4]:.2f} |"
                 )
                 print(lines[-1], flush=True)
-    facts = environment(device="cpu", threads=torch.get_num_threads())
+    means = [
+        "Means over the seeds:",
+        "",
+        "| alpha | gamma | sampled MACs | accuracy | likeliest MACs | as it is | scratch |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {setting} | {' | '.join(f'{fmean(column):.1f}' for column in zip(*seeds, strict=True))} |"
+            for setting, seeds in rows.items()
+        ),
+        "",
+    ]
     text = "\n".join(
         [
             "# LWP: alpha and gamma (Fig. 4 of the paper)",
@@ -77,8 +88,8 @@ def main() -> None:
             "|---|---|---|---|---|---|---|---|---|",
             *lines,
             "",
-            f"`python benchmarks/lwp_sweep.py {shlex.join(sys.argv[1:])}`, seeds {args.seeds}; Python "
-            f"{platform.python_version()}, torch {facts['torch']}, {facts['cpu']}, {facts['threads']} threads.",
+            *means,
+            f"`{command()}`, seeds {args.seeds}; {machine()}.",
             "",
         ]
     )

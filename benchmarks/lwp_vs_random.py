@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
-import shlex
 import statistics
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from evidence import command, machine
 from torch import nn
 
 from compress import recipe, train
 from compress.connections import Masks, Wiring, cut
-from compress.export.report import environment
 from compress.lab import Lab, draw, sgd
 from compress.methods.lwp import LWP
 from compress.plan import methods_of
@@ -145,7 +142,6 @@ def main() -> None:
                 f"{statistics.mean(each):+.2f}{spread} | | | |"
             )
             print(lines[-1], flush=True)
-    facts = environment(device="cpu", threads=torch.get_num_threads())
     text = "\n".join(
         [
             "# Learned connections against random ones of equal cost",
@@ -159,8 +155,7 @@ def main() -> None:
             "|---|---|---|---|---|---|---|",
             *lines,
             "",
-            f"`python benchmarks/lwp_vs_random.py {shlex.join(sys.argv[1:])}`, seeds {args.seeds}; "
-            f"Python {platform.python_version()}, torch {facts['torch']}, {facts['cpu']}, {facts['threads']} threads.",
+            f"`{command()}`, seeds {args.seeds}; {machine()}.",
             "",
         ]
     )
