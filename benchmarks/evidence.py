@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 import sys
 from pathlib import Path
 
 import torch
 
-from compress.export.report import environment
+from compress.export.report import environment, portable
 
 
 def command() -> str:
-    """The command that is running, from the project's root."""
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """The command that is running, from the project's root, without this machine's folders."""
+    return portable(shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]))
 
 
 def machine(*others: str) -> str:
     """Versions (Python's, torch's, and `others` as they are written), processor and threads, in one sentence."""
     facts = environment(device="cpu", threads=torch.get_num_threads())
     threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
-    return ", ".join([f"Python {platform.python_version()}", f"torch {facts['torch']}", *others, facts["cpu"], threads])
+    return ", ".join([f"Python {facts['python']}", f"torch {facts['torch']}", *others, facts["cpu"], threads])

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evidence import machine
+from evidence import command, machine
 
 from compress import train
 from compress.lab import Lab
@@ -75,8 +75,9 @@ def main() -> None:
         [
             "# The grown net against the same net from scratch, at equal train-cost",
             "",
-            f"VGG16 on {args.images:,} CIFAR-10 images (a tenth held out), budget {args.budget}; test accuracy in %,",
-            "all 10,000 test images. Train-cost: 1e12 MACs x images, forward. Seconds: processor time, busy machine.",
+            f"VGG16 on {args.images:,} CIFAR-10 images (a tenth held out), budget {args.budget}, tuned for",
+            f"{args.tune:g} epochs; test accuracy in %, all 10,000 test images. Train-cost: 1e12 MACs x",
+            "images, forward. Seconds: processor time, busy machine.",
             "",
             "| seed | grown | scratch | gap | MMACs | Mparams | its cost | scratch, cost | epochs | s | widths |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -86,8 +87,7 @@ def main() -> None:
             f"Grown {100 * statistics.mean(o for o, _ in rows):.2f} %, "
             f"scratch {100 * statistics.mean(o for _, o in rows):.2f} %.",
             "",
-            f"Command: `python benchmarks/grown_vs_scratch.py cifar10.npz --images {args.images} --budget "
-            f"'{args.budget}' --tune {args.tune:g} --seeds {' '.join(map(str, args.seeds))}`",
+            f"Command: `{command()}`",
             f"{machine()}.",
             "",
         ]
