@@ -7,7 +7,7 @@
 A batch is (x, y): normalised images, or a tuple of them and the further inputs of a model that takes several, which are
 neither varied nor normalised; and the labels or targets.
 
-Nothing here has a random state. The order of epoch e depends on (seed, e) alone, the crops and flips of batch b on
+Nothing here has a random state. The order of epoch e depends on (seed, e) alone, what varies the images of batch b on
 (seed, b) alone, drawn on the CPU for every device: the sequence can be entered anywhere, and so a run can be resumed.
 
 The built-in digits are "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning
@@ -64,6 +64,7 @@ class Data:
     """Each split's source, and its images' numbers there: int64 [n] on the CPU."""
     scaling: tuple[Tensor, Tensor]
     """Factor and summand [1, C, 1, 1] that turn uint8 into normalised values."""
+    cutout: int = 0
     share: float = 1.0
     """Training images that are used, of those that there are."""
 
@@ -75,14 +76,17 @@ class Data:
     def stream(self, start: int, steps: int, *, varied: bool = True) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the training batches number `start` to `start + steps - 1`, counted from 0 across all epochs.
 
-        Each is (x float32 [B, C, H, W], y int64 [B]). `varied=False` leaves out crops and flips.
+        Each is (x float32 [B, C, H, W], y int64 [B]). `varied=False` leaves out crops, flips and cutout.
         """
         source, _ = self.parts["train"]
         steps_from = range(start, start + steps)
         for number, (images, *others, y) in zip(steps_from, source.take(self._picks(steps_from)), strict=True):
             if varied and (self.crop or self.flip):
                 images = vary(images, self.draws(number).to(self.device, non_blocking=True), self.crop)
-            yield _batch(self._normalised(images), others), y
+            x = self._normalised(images)
+            if varied and self.cutout:
+                blank(x, self.centres(number).to(self.device, non_blocking=True), self.cutout)
+            yield _batch(x, others), y
 
     def split(self, name: str, batch: int = 512) -> Iterator[tuple[Batch, Tensor]]:
         """Yield all of "train", "val" or "test" in order, not varied: (x float32 [n, C, H, W], y int64 [n]).
@@ -106,6 +110,11 @@ class Data:
         draw = torch.Generator().manual_seed(seed_of(self.seed, "variation", number))
         corner = torch.randint(0, 2 * self.crop + 1, (2, self.batch), generator=draw)
         return torch.cat([corner, torch.randint(0, 1 + self.flip, (1, self.batch), generator=draw)])
+
+    def centres(self, number: int) -> Tensor:
+        """Return where the squares that are blanked in training batch `number` lie, int64 [2, B]: row and column."""
+        draw = torch.Generator().manual_seed(seed_of(self.seed, "cutout", number))
+        return torch.stack([torch.randint(0, side, (self.batch,), generator=draw) for side in self.image[1:]])
 
     def _picks(self, steps: Iterable[int]) -> Iterator[Tensor]:
         _, numbers = self.parts["train"]
@@ -156,6 +165,21 @@ def vary(images: Tensor, draws: Tensor, crop: int) -> Tensor:
     return padded.gather(2, source).view(b, c, h, w)  # one gather: twice as fast as unfold and where
 
 
+def blank(x: Tensor, centres: Tensor, side: int) -> None:
+    """Set a square of each image to 0, the mean of normalised pixels, in place.
+
+    x float [B, C, H, W]; centres int64 [2, B]: the row and the column of each square of `side` pixels, of an even side
+    the one after its middle. What of a square lies outside of its image changes nothing: as published (Cutout, DeVries
+    and Taylor 2017, section 3.2).
+    """
+    covered = []
+    for first, length in zip(centres - side // 2, x.shape[2:], strict=True):
+        offset = torch.arange(length, device=x.device) - first.view(-1, 1)  # [B, H] and then [B, W]
+        covered.append((offset >= 0) & (offset < side))
+    rows, columns = covered
+    x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
 def load(
     said: "settings.Data",
     *,
@@ -187,6 +211,12 @@ def load(
         raise UsageError(f"train.batch: {batch} is more than the {len(numbers)} training images; choose a smaller one.")
     if (said.crop or said.flip) and not found.classes and train.labels.dim() > 2:
         raise UsageError("data.crop and data.flip would move the images and not their targets; leave both out.")
+    if said.cutout >= min(train.shape[1:3]):
+        height, width = train.shape[1:3]
+        raise UsageError(
+            f"data.cutout: {said.cutout} would blank all or most of images of {height} x {width} pixels; choose less, a "
+            "quarter of a side is usual."
+        )
     parts["train"] = (train, numbers)
     histogram = _histogram(train, numbers)
     mean, std = _moments(histogram)
@@ -209,6 +239,7 @@ def load(
         flip=said.flip,
         parts=parts,
         scaling=(factor, summand),
+        cutout=said.cutout,
         share=len(numbers) / there,
     )
 

@@ -104,6 +104,9 @@ class Data(Keys):
     """Zero padding in pixels before a random crop; 0 is off, 4 is usual for 32-pixel images."""
     flip: bool = False
     """Mirror half of the training images; off, since it is wrong for digits."""
+    cutout: Whole = 0
+    """Side in pixels of a square that is blanked in each training image, anywhere (DeVries and Taylor 2017); 0 is off,
+    8 of 32 suits small nets that are trained for 50 epochs or more, which would otherwise learn the images by heart."""
     mean: tuple[NotNegative, ...] | None = None
     """Mean of each channel that is subtracted, of pixels from 0 to 1; null measures it on the training images. Weights
     trained elsewhere need theirs."""

@@ -146,6 +146,42 @@ def test_the_stream_is_the_images_varied_by_their_batchs_draws(numbered: Path) -
             torch.testing.assert_close(seen.double(), (expected / 255.0 - mean) / std, atol=2e-6, rtol=0)
 
 
+@examples(deadline=None, derandomize=True, max_examples=60)
+@given(st.data())
+def test_blanking_a_batch_equals_doing_it_pixel_by_pixel(drawn: st.DataObject) -> None:
+    b, c, h, w, side = (drawn.draw(st.integers(1, most)) for most in (4, 3, 7, 7, 8))
+    centres = np.array([[drawn.draw(st.integers(0, most - 1)) for _ in range(b)] for most in (h, w)])
+    x = np.random.default_rng(0).uniform(1, 2, (b, c, h, w)).astype(np.float32)
+    expected = x.copy()
+    for image, (row, column) in enumerate(centres.T):
+        for i in range(row - side // 2, row - side // 2 + side):
+            for j in range(column - side // 2, column - side // 2 + side):
+                if 0 <= i < h and 0 <= j < w:
+                    expected[image, :, i, j] = 0
+    data.blank(blanked := torch.from_numpy(x), torch.from_numpy(centres), side)
+    assert np.array_equal(blanked.numpy(), expected)
+
+
+def test_cutout_blanks_what_the_stream_gave_without_it_and_leaves_the_splits_alone(numbered: Path) -> None:
+    whole, cut = load(numbered, crop=2, flip=True), load(numbered, crop=2, flip=True, cutout=3)
+    for number, (x, y), (v, labels) in zip(range(4, 9), whole.stream(4, 5), cut.stream(4, 5), strict=True):
+        data.blank(x, cut.centres(number), 3)
+        assert torch.equal(v, x)
+        assert torch.equal(labels, y)
+    assert all((v == 0).all(1).flatten(1).sum(1).min() >= 4 for v, _ in cut.stream(0, 3))  # a corner at the least
+    plain = zip(whole.stream(0, 3, varied=False), cut.stream(0, 3, varied=False), strict=True)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in plain)
+    assert in_split(cut, "train") == in_split(whole, "train")
+    assert in_split(cut, "val") == in_split(whole, "val")
+
+
+def test_squares_are_centred_on_every_pixel_alike() -> None:
+    of = load(batch=1000, cutout=4)
+    seen = Counter(tuple(at) for number in range(64) for at in of.centres(number).T.tolist())
+    assert len(seen) == 8 * 8
+    assert all(abs(count - 1000) < 5 * 1000**0.5 for count in seen.values())
+
+
 def test_every_shift_and_both_sides_are_equally_likely() -> None:
     of = load(batch=1000, crop=1, flip=True)
     seen = Counter(tuple(draw) for number in range(18) for draw in of.draws(number).T.tolist())
@@ -261,6 +297,7 @@ def test_no_damaged_or_foreign_file_gets_past_the_reader(tmp_path: Path) -> None
         ({"val": 0.001}, 4, "holds out 0 of 120"),
         ({"train": 109}, 4, "more than the 108 training images"),
         ({}, 109, "train.batch: 109 is more than the 108"),
+        ({"cutout": 6}, 4, "data.cutout: 6 would blank all or most of images of 6 x 6 pixels"),
     ],
 )
 def test_splits_that_leave_nothing_are_refused(said: Any, batch: int, sentence: str, numbered: Path) -> None:
