@@ -1,7 +1,7 @@
 """AdeNeL grows the layers whose filters are all in use, by amounts that are formulas, and lands within the budget."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -299,6 +299,27 @@ def test_widths_are_multiples_of_what_align_says(build: Build) -> None:
             break
     assert state.phase == "tune"
     assert 0.85 <= lab.budget.utilisation(lab.cost()) <= 1
+
+
+def test_alignment_delays_growth_by_less_than_one_unit_and_takes_nothing_away(build: Build) -> None:
+    """Rounding each growth up instead would grow cheap and dear layers alike, whatever the amounts say."""
+    plain, method = build(args=DEEP, budget_="10MMACs", seed_width=8, amount="fixed", filters=3)
+    aligned, rounded = build(args=DEEP, budget_="10MMACs", seed_width=8, align_=8, amount="fixed", filters=3)
+    free, held = method.init(plain), rounded.init(aligned)
+    for number in range(1, 20):
+        support = {name: float((number + place) % 4 > 0) for place, name in enumerate(plain.widths, 1)}
+        free = method.judge(plain, replace(free, round=number), support)
+        held = rounded.judge(aligned, rounded.load(asdict(replace(held, round=number))), support)
+        assert aligned.widths == {name: width // 8 * 8 for name, width in plain.widths.items()}
+        assert held.due == {name: width % 8 for name, width in plain.widths.items() if width % 8}
+        assert free.due == {}
+    assert min(aligned.widths.values()) >= 32
+
+
+def test_an_aligned_net_that_is_not_to_fill_its_budget_ends_aligned(build: Build) -> None:
+    lab, method = build(budget_="10MMACs", align_=8, amount="fixed", filters=11, max_rounds=1, on_saturation="stop")
+    state = method.judge(lab, replace(method.init(lab), round=1), {CONV1: 1.0, CONV2: 0.0})
+    assert (state.phase, lab.widths) == ("tune", {CONV1: 16, CONV2: 8})
 
 
 def test_two_empty_rounds_lower_tau_to_the_best_layer_where_the_budget_is_to_be_filled(build: Build) -> None:

@@ -15,7 +15,7 @@ The paper calls s a layer's redundancy; a high s means the opposite, that none o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class State:
     round: int = 0
     at: int = 0  # optimizer steps into this round, or into tuning
     empty: int = 0  # rounds in a row in which no layer reached tau
+    due: Mapping[str, int] = field(default_factory=dict)  # channels of growths so far that alignment holds back
     why: str = ""  # what ended the growing
 
 
@@ -213,10 +214,12 @@ class AdeNeL:
                 return state
             if fill:  # a budget was given to be used: the layers nearest to tau go on
                 ready = [name for name, share in support.items() if share == max(support.values())]
-        goal = proposal(price, lab.widths, ready, lab.budget, s, self.align)
-        if ready and not last and lab.budget.holds(price.cost(goal)):
-            lab.resize(goal, s.new_columns)
-            return state
+        goal = proposal(price, lab.widths, ready, lab.budget, s, state.due)
+        whole = self._aligned(goal, lab.widths)
+        if ready and not last and lab.budget.holds(price.cost(whole)):
+            lab.resize(whole, s.new_columns)
+            held = {name: goal[name] - whole[name] for name in ready}
+            return replace(state, due={name: n for name, n in {**state.due, **held}.items() if n})
         if s.prune_unsupported:
             self._prune(lab)
             goal = {name: goal[name] if name in ready else width for name, width in lab.widths.items()}
@@ -225,8 +228,12 @@ class AdeNeL:
         if not lab.budget.holds(price.cost(goal)):
             goal = land(price, lab.widths, goal, lab.budget, align=self.align)
             why = "the budget is filled"
-        lab.resize(goal, s.new_columns)
+        lab.resize(self._aligned(goal, lab.widths), s.new_columns)
         return self._end_growing(lab, replace(state, why=why))
+
+    def _aligned(self, goal: Mapping[str, int], widths: Mapping[str, int]) -> dict[str, int]:
+        """The goal with multiples of `align` where it grows a space: the last one that it reaches."""
+        return {name: max(width, goal[name] // self.align * self.align) for name, width in widths.items()}
 
     def _prune(self, lab: Lab) -> None:
         """Remove filters that no judged convolution of their space supports; widths stay multiples of `align`."""
@@ -274,9 +281,17 @@ def judged(graph: Graph, name: str, include_1x1: bool) -> list[str]:
 
 
 def proposal(
-    price: Price, widths: Mapping[str, int], ready: Sequence[str], budget: Budget, settings: Adenel, align: int
+    price: Price,
+    widths: Mapping[str, int],
+    ready: Sequence[str],
+    budget: Budget,
+    settings: Adenel,
+    due: Mapping[str, int],
 ) -> dict[str, int]:
-    """The widths that a round asks for, whatever the budget says: those of the spaces that are ready to grow rise."""
+    """The widths that a round asks for, whatever budget and alignment say: the spaces that are ready to grow rise.
+
+    What earlier rounds asked for and did not get is `due`.
+    """
     shares = _shares(price, widths, ready, budget) if ready else {}
     pool = settings.filters * float(np.mean([*shares.values()] or [0.0]))
     amounts: dict[str, Callable[[str], int]] = {
@@ -285,7 +300,7 @@ def proposal(
         "equal_cost": lambda name: max(1, round(pool / shares[name])),
     }
     added = amounts[settings.amount]
-    return {**widths, **{name: up(widths[name] + added(name), align) for name in ready}}
+    return {**widths, **{name: widths[name] + due.get(name, 0) + added(name) for name in ready}}
 
 
 def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budget: Budget) -> dict[str, float]:
