@@ -65,6 +65,7 @@ class Data:
     scaling: tuple[Tensor, Tensor]
     """Factor and summand [1, C, 1, 1] that turn uint8 into normalised values."""
     cutout: int = 0
+    """Side in pixels of the square that is blanked in each training image; 0 for none."""
     share: float = 1.0
     """Training images that are used, of those that there are."""
 
@@ -214,8 +215,8 @@ def load(
     if said.cutout >= min(train.shape[1:3]):
         height, width = train.shape[1:3]
         raise UsageError(
-            f"data.cutout: {said.cutout} would blank all or most of images of {height} x {width} pixels; choose less, a "
-            "quarter of a side is usual."
+            f"data.cutout: {said.cutout} would blank all or most of images of {height} x {width} pixels; choose less: "
+            "a quarter of a side is usual."
         )
     parts["train"] = (train, numbers)
     histogram = _histogram(train, numbers)
