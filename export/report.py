@@ -282,11 +282,15 @@ def _steps(steps: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 
 def _history(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a few rounds, evenly spread from the first to the last, in the columns that hold single values."""
+    """Return a few rounds, evenly spread from the first to the last, in the columns that hold single values.
+
+    The name of the only method makes room for what changes.
+    """
     last = len(rounds) - 1
     shown = [rounds[i] for i in sorted({round(k * last / (_ROUNDS - 1)) for k in range(_ROUNDS)})]
     single = [key for row in shown for key, value in row.items() if not isinstance(value, Mapping | list)]
-    columns = list(dict.fromkeys(single))[:_COLUMNS]
+    several = len({row.get("method") for row in shown}) > 1
+    columns = [key for key in dict.fromkeys(single) if several or key != "method"][:_COLUMNS]
     rows = [[_cell(row.get(column)) for column in columns] for row in shown]
     return [f"{len(shown)} of {len(rounds)} lines of history:", "", *_table(columns, rows)]
 

@@ -280,6 +280,18 @@ def test_the_largest_run_fits_on_a_page_and_says_what_it_leaves_out():
     assert "- and 38 more notes in report.json" in text
 
 
+def test_the_history_names_the_methods_only_where_there_are_several_and_has_room_for_the_accuracy():
+    counted = {"event": "round", "step": 1, "method": "adenel", "macs": 1, "params": 1, "used": 0.5}
+    rounds = [{**counted, "round": k, "loss": 0.5, "val": k / 10} for k in range(9)]
+
+    def head(history: list[dict[str, object]]) -> list[str]:
+        (line,) = [line for line in report.markdown(build(history=history)).splitlines() if line.startswith("| event")]
+        return re.split(r" *\| *", line)[1:-1]
+
+    assert head(rounds) == ["event", "step", "macs", "params", "used", "round", "loss", "val"]
+    assert head([*rounds, {**rounds[0], "method": "lwp"}])[:3] == ["event", "step", "method"]
+
+
 def test_several_methods_are_told_one_by_one_and_a_single_one_is_the_whole_run():
     text = report.markdown(build(steps=STEPS))
     rows = [
