@@ -224,7 +224,8 @@ class Recipe(Keys):
         BeforeValidator(lambda said: 1 if said == "none" else number(said)),
         WithJsonSchema({"enum": [1, 8, 16, "none"]}),
     ] = 1
-    """Widths are multiples of this; 1 ('none') fills the budget best, 8 or 16 suit tensor cores."""
+    """Widths are multiples of this; 1 ('none') fills the budget best, 8 or 16 suit tensor cores, and with 16 nets train
+    faster on several CPU threads: VGG16 of 42 MMACs 118 ms a step on two, 139 to 176 ms with uneven widths."""
     require: Require | None = None
     """What the result reaches or fails; null asks for nothing."""
     baseline: Baseline = Baseline()
