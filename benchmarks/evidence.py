@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from compress.export.report import environment, portable
+from compress.export.report import environment, portable, threads_of
 
 
 def command() -> str:
@@ -19,5 +19,4 @@ def command() -> str:
 def machine(*others: str) -> str:
     """Versions (Python's, torch's, and `others` as they are written), processor and threads, in one sentence."""
     facts = environment(device="cpu", threads=torch.get_num_threads())
-    threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
-    return ", ".join([f"Python {facts['python']}", f"torch {facts['torch']}", *others, facts["cpu"], threads])
+    return ", ".join([f"Python {facts['python']}", f"torch {facts['torch']}", *others, facts["cpu"], threads_of(facts)])

@@ -220,12 +220,17 @@ def markdown(report: Mapping[str, Any], picture: str | None = None) -> str:
         "",
         f"- input of model.onnx: {_prepared(report['preprocessing'])}",
         f"- data: {data['name']} ({counts}); seeds: {', '.join(f'{k} {v}' for k, v in report['seeds'].items())}",
-        f"- {versions}; {env['device']}, {env['cpu']}, {env['threads']} threads; {report['seconds']:,.0f} s{resumed}",
+        f"- {versions}; {env['device']}, {env['cpu']}, {threads_of(env)}; {report['seconds']:,.0f} s{resumed}",
         f"- `{report['command']}`",
         *(f"- {note}" for note in report["notes"][:_NOTES]),
         *([f"- and {more} more notes in report.json"] if (more := len(report["notes"]) - _NOTES) > 0 else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def threads_of(facts: Mapping[str, Any]) -> str:
+    """Return how many threads computed: "1 thread", "2 threads"."""
+    return f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
 
 
 def _prepared(said: Mapping[str, Any]) -> str:

@@ -325,3 +325,5 @@ def test_the_environment_names_versions_and_no_host():
     assert found["python"] == platform.python_version()
     assert all(found[name] for name in ("torch", "onnx", "onnxruntime", "thop", "cpu"))
     assert platform.node() not in found.values()
+    assert ", 3 threads;" in report.markdown(build(environment=found))
+    assert ", 1 thread;" in report.markdown(build(environment=found | {"threads": 1}))
