@@ -181,7 +181,7 @@ def _cost(report: Mapping[str, Any], last: int) -> list[_Panel]:
         axes.set_ylim(0, max(axes.get_ylim()[1], 104))
         return ends
 
-    counted = "lines: MACs or params; \u25c7: the finished network, by the limit's own counter"
+    counted = "lines: MACs or params; \u25c7: finished, as the limit counts"
     title = f"Cost, % of the limit ({counted})" if limits else "Cost, % of the full network's (\u25c7: finished)"
     return [_Panel(title, 1.35, paint)] if drawn else []
 
