@@ -171,7 +171,7 @@ def blank(x: Tensor, centres: Tensor, side: int) -> None:
 
     x float [B, C, H, W]; centres int64 [2, B]: the row and the column of each square of `side` pixels, of an even side
     the one after its middle. What of a square lies outside of its image changes nothing: as published (Cutout, DeVries
-    and Taylor 2017, section 3.2).
+    and Taylor 2017).
     """
     covered = []
     for first, length in zip(centres - side // 2, x.shape[2:], strict=True):
