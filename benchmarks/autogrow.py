@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from evidence import command, machine
 
-from compress import train
-from compress.cost import measure
-from compress.lab import Lab
+from compress._plan import methods_of
+from compress._run import develop, prepare
 from compress.models import basic3resnet
-from compress.plan import methods_of
-from compress.run import develop, prepare
-from compress.settings import Recipe
-from compress.stages import last_norm
+from compress.reading.measure import measure
+from compress.recipe.settings import Recipe
+from compress.surgery.stages import last_norm
+from compress.training import train
+from compress.training.lab import Lab
 
 ENDLESS = "1TMACs"  # a budget that no run here meets
 Depths = tuple[int, int, int]

@@ -27,12 +27,12 @@ import torch
 from evidence import command, machine
 from torch import Tensor, nn
 
-from compress.cost import measure
 from compress.export import artifact, onnx_file
-from compress.finalize import silence
-from compress.graph import Graph
-from compress.surgery import Surgeon, fit, survey
-from compress.trace import flat
+from compress.reading.ghost import flat
+from compress.reading.graph import Graph
+from compress.reading.measure import measure
+from compress.surgery.finalize import silence
+from compress.surgery.widths import Surgeon, fit, survey
 
 LIMITS = (1e-10, 1e-10, 1e-4)  # of widening and narrowing in float64, and of ONNX in float32, times the largest output
 CLASSIFIERS = [

@@ -18,11 +18,11 @@ from typing import Any
 
 from evidence import command, machine
 
-from compress import train
-from compress.lab import Lab
-from compress.plan import methods_of
-from compress.run import develop, prepare
-from compress.settings import Recipe
+from compress._plan import methods_of
+from compress._run import develop, prepare
+from compress.recipe.settings import Recipe
+from compress.training import train
+from compress.training.lab import Lab
 
 COMMON: dict[str, Any] = {
     "model": {"factory": "compress.models:vgg16", "args": {"classes": 10}},

@@ -23,8 +23,8 @@ import torch
 from evidence import command, machine
 from lwp_vs_random import scores_of, taught
 
-from compress import recipe
-from compress.connections import Wiring
+from compress.recipe import file as recipe
+from compress.surgery.connections import Wiring
 
 ALPHAS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
 GAMMAS = (0.25, 0.5, 0.75, 1.0)

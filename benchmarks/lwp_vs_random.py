@@ -24,15 +24,17 @@ import torch
 from evidence import command, machine
 from torch import nn
 
-from compress import recipe, train
-from compress.connections import Masks, Wiring, cut
-from compress.lab import Lab, draw, sgd
-from compress.methods.lwp import LWP
-from compress.plan import methods_of
-from compress.projection import Mask, project, usage
-from compress.run import prepare
-from compress.search import children, judge
-from compress.surgery import Surgeon, survey
+from compress._plan import methods_of
+from compress._run import prepare
+from compress.budget.connections import Mask, project, usage
+from compress.methods.lwp.method import LWP
+from compress.methods.lwp.search import children, judge
+from compress.recipe import file as recipe
+from compress.surgery.connections import Masks, Wiring, cut
+from compress.surgery.widths import Surgeon, survey
+from compress.training import train
+from compress.training.lab import Lab
+from compress.training.optim import draw, sgd
 
 Scores = dict[str, list[float]]
 

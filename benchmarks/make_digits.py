@@ -37,7 +37,7 @@ def main() -> None:
     arrays = {}
     for name, index in zip(SIZES, stratified(labels, list(SIZES.values()), np.random.RandomState(SEED)), strict=True):
         arrays[f"x_{name}"], arrays[f"y_{name}"] = images[index], labels[index].astype(np.uint8)
-    with zipfile.ZipFile(Path(__file__).parents[1] / "compress" / "digits.npz", "w") as file:
+    with zipfile.ZipFile(Path(__file__).parents[1] / "compress" / "training" / "digits.npz", "w") as file:
         for name, array in arrays.items():
             member = io.BytesIO()
             np.save(member, array, allow_pickle=False)

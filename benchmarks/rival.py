@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.budget import Budget, Cost
-from compress.tally import Tally
-from compress.trace import trace
+from compress.budget.limits import Budget, Cost
+from compress.reading.count import Tally
+from compress.reading.trace import trace
 
 INSTALL = "Torch-Pruning is not installed (pip install torch-pruning --no-deps): its rows are left out."
 STEPS = 100  # of the loop, from all channels to none; its own benchmark has 400, at four times the seconds

@@ -21,8 +21,7 @@ import click
 
 from compress import __version__
 from compress.console import hang_up, plan_json, plan_lines, result_lines, say, telling
-from compress.errors import ArtifactError, CompressError, Infeasible, Interrupted, UsageError
-from compress.workplace import UNWRITABLE
+from compress.errors import UNWRITABLE, ArtifactError, CompressError, Infeasible, Interrupted, UsageError
 
 
 class _Stopped(click.ClickException):
@@ -225,12 +224,12 @@ def run(
     as_json: bool,
 ) -> int:
     """Train and compress as RECIPE says, and write a network that keeps the budget, with its report."""
-    from compress.recipe import read
+    from compress.recipe.file import read
 
     if seed is not None:
         overrides["seed"] = str(seed)
     read(recipe, overrides, budget)  # mistakes in it are told at once: importing torch takes seconds
-    from compress.run import run as carry_out
+    from compress._run import run as carry_out
 
     _import_from_here()
     with telling(quiet=as_json) as tell:
@@ -247,10 +246,10 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bo
     """Say what RECIPE would do, in seconds and without training: what is free, what is frozen and why, and what the
     smallest network costs. Ends with 3 where no network can keep the budget.
     """
-    from compress.recipe import read
+    from compress.recipe.file import read
 
     read(recipe, overrides, budget)
-    from compress.plan import plan as look
+    from compress._plan import plan as look
 
     _import_from_here()
     found = look(recipe, budget=budget, overrides=overrides)
@@ -277,11 +276,11 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
     """Finalize, check and export a network that was compressed elsewhere; its weights may be masked or narrower than
     the factory's.
     """
-    from compress.pack import pack
+    from compress._export import export_model
 
     _import_from_here()
     with telling(quiet=as_json) as tell:
-        result = pack(factory, weights, budget=budget, data=data, tell=tell, **options)
+        result = export_model(factory, weights, budget=budget, data=data, tell=tell, **options)
     return _say_result(result.folder, result.report, as_json)
 
 
@@ -352,7 +351,7 @@ def schema(what: str) -> int:
 
         _print_json(SCHEMA)
     else:
-        from compress.recipe import schema as of_recipes
+        from compress.recipe.file import schema as of_recipes
 
         _print_json(of_recipes())
     return 0
@@ -371,7 +370,7 @@ def init(factory: str, data: str, budget: str, args: dict[str, Any], size: int |
     """Write a first recipe, with every key explained, for a model (package.module:callable or ./file.py:callable) and
     DATA: digits or another known set, a .npz file, or a folder with train/CLASS/NAME.png.
     """
-    from compress.init import init as draft
+    from compress._init import init as draft
 
     _import_from_here()
     planned = draft(factory, data, budget, out, args=args, size=size)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import click
 
+from compress.budget.units import MEMORY, percent, score, show, span
 from compress.errors import UsageError
-from compress.units import MEMORY, percent, score, show, span
 
 if TYPE_CHECKING:
-    from compress.budget import Cost
-    from compress.graph import Graph
-    from compress.plan import Plan
+    from compress._plan import Plan
+    from compress.budget.limits import Cost
+    from compress.reading.graph import Graph
 
 Tell = Callable[..., None]
 MANY = 16  # numbers of widths that still fit on a line

@@ -11,20 +11,21 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress import recipe, train
-from compress.budget import Budget, Cost
-from compress.cost import unseen
-from compress.data import Data
-from compress.errors import ArtifactError, UsageError
+from compress.budget.limits import Budget, Cost
+from compress.errors import ArtifactError, UsageError, one_line
 from compress.export import artifact, picture, report
 from compress.export.onnx_count import first_line
-from compress.finalize import finalize
-from compress.graph import Graph
-from compress.settings import Recipe
-from compress.stages import Depths
-from compress.structure import Structure
-from compress.task import task_of
-from compress.trace import arguments, each, say
+from compress.reading.graph import Graph
+from compress.reading.inputs import arguments, each
+from compress.reading.measure import unseen
+from compress.recipe import file as recipe
+from compress.recipe.settings import Recipe
+from compress.surgery.finalize import finalize
+from compress.surgery.stages import Depths
+from compress.surgery.structure import Structure
+from compress.training import train
+from compress.training.data import Data
+from compress.training.task import task_of
 
 COMPANY = 1e-3  # of the largest output: what other images in the batch may change, far above rounding
 IMAGES = 256  # of the validation set: every exported file is run on them in a process of its own
@@ -58,7 +59,7 @@ def check_output(model: nn.Module, data: Data) -> None:
     try:
         out, both = model(*(x[:1] for x in two)), model(*two)
     except Exception as error:
-        raise UsageError(f"the model cannot be run on one input, or on two together ({say(error)})") from error
+        raise UsageError(f"the model cannot be run on one input, or on two together ({one_line(error)})") from error
     finally:
         model.train(trained)
     one = isinstance(out, torch.Tensor) and out.shape[:1] == (1,)

@@ -10,6 +10,18 @@
 A message is a sentence: what, where, which values, what to do. Nobody sees a traceback for their own mistake.
 """
 
+import errno
+
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+)  # of an OSError: nothing can be written there
+
 
 class CompressError(Exception):
     """The root of every error raised on purpose."""
@@ -45,3 +57,9 @@ class Interrupted(CompressError):
     """The run was stopped from outside; what it had is saved."""
 
     exit_code = 130
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one line: its type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -19,7 +19,6 @@ from compress.errors import UsageError
 
 LOCK = "lock"
 RESULT = "result"  # files on their way to OUT; what a killed process left of them is of no use to anybody
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 def default_out(name: str, root: Path = Path("runs")) -> Path:

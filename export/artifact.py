@@ -36,18 +36,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from compress.budget import Budget, Cost
+from compress.budget.limits import Budget, Cost
 from compress.errors import ArtifactError, UsageError
 from compress.export import latency, onnx_count, onnx_file, readback, report
-from compress.export.source import FILE as SOURCE
-from compress.export.source import spell_out
-from compress.export.spelling import Unspelled
+from compress.export.source.spelling import Unspelled
+from compress.export.source.text import FILE as SOURCE
+from compress.export.source.text import spell_out
 from compress.export.verify import digest, verify
-from compress.structure import Structure
-from compress.trace import Batch, arguments
+from compress.reading.inputs import Batch, arguments
+from compress.surgery.structure import Structure
 
 if TYPE_CHECKING:
-    from compress.finalize import Compact
+    from compress.surgery.finalize import Compact
 
 MODELS = ("model.onnx", "model.pt2", "model.safetensors")
 TOLERANCE = (

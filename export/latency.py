@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from compress import errors
-from compress.budget import Budget, Latency
+from compress.budget.limits import Budget, Latency
+from compress.budget.units import threads
 from compress.errors import ArtifactError, UsageError
 from compress.export.report import processor
-from compress.units import threads
 
 RUNS, SECONDS = 30, 2.0  # at least as many and as long
 WARM = 0.2  # seconds of runs that do not count

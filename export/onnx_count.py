@@ -32,7 +32,7 @@ class FileCost:
     `macs` is exact when `unknown` is empty, else a lower bound. `params` counts the numbers in weights after whatever
     folding the exporter did: single numbers, batch-norm statistics and baked preprocessing are no weights. `bytes` is
     the size of the file. `input` and `output` are the shapes of the first of each, with batch 1. `memory` is the peak
-    that `compress.memory` describes, None where an operator or the shape of an activation is not known.
+    that `compress.budget.memory` describes, None where an operator or the shape of an activation is not known.
     """
 
     macs: int

@@ -1,4 +1,4 @@
-"""Peak activation memory of an ONNX graph, from the graph alone; `compress.memory` says what is counted.
+"""Peak activation memory of an ONNX graph, from the graph alone; `compress.budget.memory` says what is counted.
 
 Nodes run in the order of the file, a batch of 1. Initializers and what is computed from them or from shapes alone are
 no activations. Operators that move data in eager torch without copying it are views here too.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from onnx import GraphProto
 
-from compress.memory import Step, moments
+from compress.budget.memory import Step, moments
 
 VIEWS = frozenset(
     "Dropout Expand Flatten Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split()  # noqa: SIM905

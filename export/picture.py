@@ -19,8 +19,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.budget.units import percent, score
 from compress.errors import UsageError
-from compress.units import percent, score
 
 if TYPE_CHECKING:  # it takes a second: only who draws imports it
     from matplotlib.axes import Axes

@@ -15,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from compress.budget import Cost
+from compress.budget.limits import Cost
+from compress.budget.units import MEMORY, percent, score, show, span
 from compress.errors import ArtifactError
 from compress.export.report_schema import PACKAGES, SCHEMA_VERSION
-from compress.units import MEMORY, percent, score, show, span
 
 _ABSOLUTE = re.compile(r"""(?<![\w.:/~)])(?:[A-Za-z]:[\\/]|[\\/]{1,2})(?:[^\s'",;:\\/]+[\\/])*([^\s'",;:\\/]+)""")
 _COUNTERS = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from compress.units import UNITS
+from compress.budget.units import UNITS
 
 SCHEMA_VERSION = 1
 PACKAGES = ("numpy", "onnx", "onnxruntime", "safetensors", "thop", "torch", "torchvision")  # whose versions are told

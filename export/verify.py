@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.budget import Budget, Cost, Latency, amounts
+from compress.budget.limits import Budget, Cost, Latency, amounts
+from compress.budget.units import MEMORY, show, span, threads
 from compress.errors import ArtifactError, UsageError
-from compress.units import MEMORY, show, span, threads
 
 if TYPE_CHECKING:
     from compress.export.onnx_count import FileCost

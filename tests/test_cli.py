@@ -19,10 +19,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import compress
-from compress import recipe
 from compress.cli import Commands, main
 from compress.errors import ArtifactError, Infeasible, OverBudget, UsageError
 from compress.export.report_schema import SCHEMA
+from compress.recipe import file as recipe
 from compress.workplace import claim
 
 ROOT = Path(__file__).resolve().parent.parent

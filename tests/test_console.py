@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.budget import Budget, Cost
+from compress.budget.limits import Budget, Cost
 from compress.console import in_short, percent, result_lines, say, table, telling
 
 PLANNED = SimpleNamespace(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress import settings
-from compress.data import load
 from compress.delivery import check_output
 from compress.errors import UsageError
+from compress.recipe import settings
+from compress.training.data import load
 
 
 class Net(nn.Module):

@@ -8,10 +8,11 @@ import yaml
 from click.testing import CliRunner, Result
 
 import compress
-from compress import recipe
+from compress._init import init
 from compress.cli import main
 from compress.errors import Infeasible, UsageError
-from compress.init import beside, init, source_of
+from compress.recipe import file as recipe
+from compress.recipe.arguments import beside, source_of
 
 NET = """
 from torch import nn

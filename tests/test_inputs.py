@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import compress
-from compress import data, settings
+from compress._plan import methods_of, plan
+from compress._run import develop, prepare, run
 from compress.errors import UsageError
 from compress.export.report_schema import SCHEMA
-from compress.plan import methods_of, plan
-from compress.run import develop, prepare, run
-from compress.settings import Recipe
-from compress.structure import construct
+from compress.recipe import settings
+from compress.recipe.settings import Recipe
+from compress.surgery.structure import construct
+from compress.training import data
 
 NET = """
 import torch

@@ -18,14 +18,14 @@ import torch
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress import checkpoint
+from compress._plan import methods_of, plan
+from compress._run import Result, develop, prepare, run
+from compress.budget.units import MEMORY, UNITS, show
 from compress.errors import ArtifactError, Infeasible, Interrupted, UsageError
 from compress.export.report_schema import SCHEMA
 from compress.models import vgg
-from compress.plan import methods_of, plan
-from compress.run import Result, develop, prepare, run
-from compress.settings import Recipe
-from compress.units import MEMORY, UNITS, show
+from compress.recipe.settings import Recipe
+from compress.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 NET: dict[str, Any] = {"widths": [16, 24], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8}

@@ -1,0 +1,108 @@
+"""Finalize, check and export a network that was compressed elsewhere.
+
+    export_model("./net.py:make", "pruned.safetensors", (3, 32, 32), "43MFLOPs", "out", data="images.npz")
+
+The factory makes the full network; the weights may be narrower, or masked by torch.nn.utils.prune. What is masked is
+cut out, the result is held against real images, and the files and the report are those of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress._run import Result
+from compress.budget.limits import Stated
+from compress.delivery import Story, check_output, deliver
+from compress.errors import UsageError
+from compress.reading.graph import read
+from compress.reading.measure import measure
+from compress.recipe.arguments import beside, source_of, stated
+from compress.recipe.settings import Recipe
+from compress.surgery.structure import construct
+from compress.surgery.weights import fill, read_weights
+from compress.surgery.widths import survey
+from compress.training.data import Data, load
+from compress.workplace import RESULT, claim, default_out, publish
+
+
+def export_model(
+    factory: str,
+    weights: Path | str,
+    shape: Sequence[int] | None,
+    budget: Stated,
+    out: Path | str | None = None,
+    *,
+    data: str = "digits",
+    args: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    tell: Callable[..., None] = lambda kind, /, **said: None,
+) -> Result:
+    """Turn a factory and a weights file into an output folder as a run leaves it; `Result.code` is 1 over the budget.
+
+    `weights` is a .safetensors file or a state_dict saved by torch, of compact or of masked tensors. `shape` is
+    [C, H, W] of one input (None: the data's). `data` names real images, see `recipe.arguments.source_of`; `mean` and
+    `std` [C], of pixels in [0, 1], are those that the network was trained with (None: the data's).
+
+    Raises UsageError for what cannot be used, ArtifactError for a broken weights file or a network that does not
+    compute the same once it is finished; then nothing is left behind.
+    """
+    started = time.monotonic()
+    tensors = read_weights(Path(weights))
+    factory, folder = beside(factory)
+    target = Path(out) if out is not None else default_out(factory.rpartition(":")[2])
+    said = stated(
+        model={"factory": factory, "args": dict(args or {}), "input": None if shape is None else list(shape)},
+        data=source_of(data, size=shape[-1] if shape is not None else None)
+        | {key: list(numbers) for key, numbers in (("mean", mean), ("std", std)) if numbers is not None},
+        method={"name": "scratch", "epochs": 300, "like": "model.safetensors"},
+        budget=budget,
+    ).placed(folder)
+    pictures = load(said.data, batch=1, seed=0, device=torch.device("cpu"))
+    if said.model.input not in (None, pictures.shape):
+        raise UsageError(f"The input is {shape}, but the images of {pictures.name} are {pictures.shape}.")
+    with claim(target, resume=False) as work:
+        result = work / RESULT
+        try:
+            result.mkdir()
+            told = _write(said, tensors, pictures, result, started, tell)
+            publish(work, result, target)
+        finally:
+            shutil.rmtree(result, ignore_errors=True)
+    return Result(target, told)
+
+
+def _write(
+    said: Recipe,
+    tensors: Mapping[str, Tensor],
+    data: Data,
+    folder: Path,
+    started: float,
+    tell: Callable[..., None],
+) -> dict[str, Any]:
+    """Write all files into an empty folder; the report."""
+    factory, args, shape = said.model.factory, said.model.args, data.shape
+    model = construct(factory, args, said.folder)
+    tell("stage", text=f"reading {factory} with an input of {json.dumps(shape)}")
+    full, base = survey(model, shape), measure(model, shape)
+    budget = said.limits(base)
+    fill(model, tensors)
+    check_output(model, data)
+    story = Story(
+        full=full,
+        base=base,
+        widths={name: space.width for name, space in read(model, shape).spaces.items()},
+        command=shlex.join(["compress", *sys.argv[1:]]),
+        notes=["it was compressed elsewhere; its training may have seen images that are called validation here"],
+    )
+    return deliver(model, said, data, budget, folder, story, lambda: time.monotonic() - started, tell)

@@ -1,0 +1,207 @@
+"""A first recipe for a model and some images: every key it sets is explained, and it is tried before it is written.
+
+init("./net.py:make", "images.npz", "50%", "recipe.yaml")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compress._plan import Plan, draw_up
+from compress.errors import UsageError
+from compress.recipe import settings
+from compress.recipe.arguments import beside, source_of, stated
+from compress.recipe.settings import Recipe
+from compress.surgery.structure import construct, locate
+from compress.training.data import Data, load
+
+SEED_WIDTHS = (8, 4, 2, 1)  # the first that leaves room to grow is taken
+ROUND = 50  # optimizer steps that a support needs to say anything
+LONG_ROUND = 200  # from here on one epoch is a round, and the threshold's default suits it
+WIDEST = 60  # characters; comments stand in one column, except behind lines longer than this
+TUNING = 600  # optimizer steps that even a small data set deserves at the end
+
+# Arguments of factories that follow from the data, by the names that people give them.
+_FROM_DATA: dict[str, Callable[[Data], int]] = {
+    **dict.fromkeys(("classes", "num_classes", "n_classes"), lambda data: len(data.classes)),
+    **dict.fromkeys(("in_channels", "in_chans"), lambda data: data.image[0]),
+    **dict.fromkeys(("size", "image_size", "img_size"), lambda data: data.image[1]),
+}
+
+
+def init(
+    factory: str,
+    data: str,
+    budget: str = "50%",
+    out: Path | str = "recipe.yaml",
+    *,
+    args: Mapping[str, Any] | None = None,
+    size: int | None = None,
+) -> Plan:
+    """Write a first recipe for a factory and the images that `data` names (see `source_of`), and return its plan.
+
+    Arguments of the factory called classes, in_channels, size and the like are taken from the data, unless `args` has
+    them. Images of a folder are resized to `size` pixels. Raises UsageError where something cannot be used or `out`
+    exists, Infeasible where no network can keep the budget; then nothing is written.
+    """
+    target = Path(out)
+    if target.exists():
+        raise UsageError(f"{target} exists already; name another file with --out.")
+    source = source_of(data, size)
+    images = load(settings.Data(**source), batch=1, seed=0, device=torch.device("cpu"))
+    factory, folder = beside(factory)
+    given = {**_follows(locate(factory, folder), images), **(args or {})}
+    model = construct(factory, given, folder)
+    draft = _Draft(_from_recipe(factory, folder, target), given, source, budget, images, _normalised(model))
+    planned = draw_up(_read(draft.text(target), target), model, images.shape)
+    planned.refuse()
+    for width in SEED_WIDTHS:
+        text = draft.text(target, width)
+        if planned.budget.utilisation(draw_up(_read(text, target), model, images.shape).seed) <= 0.5:
+            break
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{target} exists already; name another file with --out.") from None
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            target.unlink()  # half of it, where the disk was full
+        raise UsageError(f"{target} cannot be written ({error.strerror or error}).") from None
+    return planned
+
+
+def _read(text: str, target: Path) -> Recipe:
+    return stated(**yaml.safe_load(text)).placed(target.absolute().parent)
+
+
+def _from_recipe(factory: str, folder: Path, target: Path) -> str:
+    """The factory as a recipe at `target` names it."""
+    file, _, name = factory.rpartition(":")
+    return f"{_relative(folder / file, target)}:{name}" if file.endswith(".py") else factory
+
+
+def _relative(path: Path | str, target: Path) -> str:
+    way = Path(os.path.relpath(path, target.absolute().parent)).as_posix()
+    return way if way.startswith(".") else f"./{way}"
+
+
+def _follows(make: Callable[..., Any], data: Data) -> dict[str, int]:
+    """The arguments that a factory takes by name and that the data decides, where its default is another value."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return {}
+    wanted = {name: value(data) for name, value in _FROM_DATA.items() if name in parameters}
+    return {name: value for name, value in wanted.items() if parameters[name].default != value}
+
+
+def _normalised(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What a first recipe is written from."""
+
+    factory: str
+    args: Mapping[str, Any]
+    source: Mapping[str, Any]
+    budget: str
+    images: Data
+    norm: bool  # whether the model has batch norms
+
+    def text(self, target: Path, seed_width: int = SEED_WIDTHS[-1]) -> str:
+        """The recipe as YAML, the comments in one column."""
+        count, (_, height, _) = self.images.counts["train"], self.images.image
+        batch = max(1, min(128, 2 ** max(0, (count // 12).bit_length() - 1)))
+        epoch = max(1, count // batch)
+        long = epoch >= LONG_ROUND
+        rounds = 1 if long else -(-ROUND // epoch)
+        rate, norm = ("0.1", "with") if self.norm else ("0.05", "without")
+        name = target.name
+        lines: list[tuple[str, str]] = [
+            (f"# A first recipe for {self.factory}, written by `compress init`.", ""),
+            (f"#   compress plan {name}    what it would do, in seconds", ""),
+            (f"#   compress run {name}     do it", ""),
+            ("# `compress schema` lists the keys that are left out here, with their defaults.", ""),
+            ("", ""),
+            ("model:", "the full network, which shares (50%) and the training cost refer to"),
+            (f"  factory: {_said(self.factory)}", "package.module:callable, or ./file.py:callable beside this recipe"),
+            *([("  args:", "keyword arguments of the factory")] if self.args else []),
+            *(
+                (f"    {_said(key)}: {_said(value)}", _origin(key, value, self.images))
+                for key, value in self.args.items()
+            ),
+            (
+                f"  input: {json.dumps(self.images.shape)}",
+                "channels, height and width of an image; so a plan needs no data",
+            ),
+            ("", ""),
+            ("data:", ""),
+            (
+                f"  source: {self.source['source']}",
+                f"{count:,} training images",
+            ),
+        ]
+        if self.source.get("path"):
+            lines.append((f"  path: {_said(_relative(self.source['path'], target))}", "relative to this recipe"))
+        if self.source.get("size"):
+            lines.append((f"  size: {self.source['size']}", "pixels a side, to which images are resized"))
+        if not self.images_have_val:
+            lines.append(("  val: 0.1", "fraction of the training images held out, for decisions"))
+        lines += [
+            (f"  crop: {height // 8}", "pixels of zero padding before a random crop"),
+            ("  flip: false", "true mirrors half of the training images; not where left and right differ"),
+            ("", ""),
+            ("train:", ""),
+            (f"  batch: {batch}", f"images a step; {epoch:,} steps an epoch"),
+            (f"  lr: {rate}", f"peak learning rate of SGD, usual {norm} batch norm"),
+            ("  momentum: 0.9", "of SGD, a fraction below 1"),
+            ("  weight_decay: 5.0e-4", "L2 decay a step, of weights only"),
+            ("", ""),
+            ("method:", ""),
+            ("  name: adenel", "grow filters where none is idle, until the budget is filled"),
+            (f"  seed_width: {seed_width}", "filters of each growing layer at the start"),
+            (f"  round: {rounds} epoch{'s' * (rounds > 1)}", f"training between two growths, {rounds * epoch:,} steps"),
+            (f"  theta: {'0.9' if long else '0.97'}", "threshold of the support, of an unchanged filter's norm"),
+            ("  tau: 0.8", "a layer grows when this fraction of its filters is in the support"),
+            ("  tune:", "training of the final shape"),
+            (f"    epochs: {max(20, -(-TUNING // epoch))}", "passes over the training images; more is better"),
+            ("    schedule: cosine", "course of the learning rate, down to zero"),
+            ("", ""),
+            (f"budget: {_said(self.budget)}", "limits, all of which hold; --budget replaces them"),
+            ("", ""),
+            ("seed: 0", "number that all randomness starts from"),
+        ]  # fmt: skip
+        column = max(len(line) for line, comment in lines if comment and len(line) <= WIDEST) + 2
+        return "".join(f"{line.ljust(column - 1)} # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
+
+    @property
+    def images_have_val(self) -> bool:
+        """Whether the data brings its own validation images."""
+        train, val = self.images.parts["train"][0], self.images.parts["val"][0]
+        return train is not val
+
+
+def _said(value: Any) -> str:
+    """A value as YAML on one line: words plain where that is safe, everything else as JSON, which YAML reads."""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./:]*", value) and yaml.safe_load(value) == value
+    return str(value) if plain else json.dumps(value)
+
+
+def _origin(key: str, value: Any, data: Data) -> str:
+    return "follows from the data" if key in _FROM_DATA and _FROM_DATA[key](data) == value else "as given"

@@ -1,0 +1,1 @@
+"""AdeNeL grows filters where none is idle."""

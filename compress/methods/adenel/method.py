@@ -1,0 +1,338 @@
+"""AdeNeL: grow filters where the inverse scale space says that a layer lacks capacity, until the budget is filled.
+
+From a narrow net, rounds of training with DI-ISS (`diiss.py`). At the end of a round, a layer whose share of filters in
+the support of Gamma, s = |supp(Gamma)| / |W|, is at least tau uses all it has, and grows. The round that would cross
+the budget is scaled to fit and topped up (`budget/widths.py`), then the net is tuned. AdeNeL, section 3.2 and
+Algorithm 1.
+
+Differs from the paper, which leaves these open or silent:
+- a space (a residual stage, say) has the mean s of the convolutions that make it, and grows as a whole;
+- thresholds are relative to each filter's norm, because an absolute lambda fits only one round length;
+- new columns start at zero, so that growing keeps the function; the published Kaiming columns are an option;
+- the paper has no rule for a budget: here it is never crossed, and filled.
+The paper calls s a layer's redundancy; a high s means the opposite, that none of its filters is idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compress.budget.limits import Budget
+from compress.budget.price import COLUMNS, Price
+from compress.budget.widths import land
+from compress.errors import UsageError
+from compress.methods.adenel.diiss import DIISS, thresholds
+from compress.methods.adenel.settings import Adenel
+from compress.reading.graph import Graph
+from compress.recipe.settings import grows_present
+from compress.surgery.widths import Surgeon
+from compress.training.lab import Lab
+from compress.training.optim import decayed
+
+LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end
+BALANCING = 50  # steps to the prices of several limits; they settle within a few
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands; with the tensors, all that a restart needs."""
+
+    phase: str = "grow"  # "grow", then "tune", then "done"
+    begin: int = 0  # optimizer steps of the run before it
+    round: int = 0
+    at: int = 0  # optimizer steps into this round, or into tuning
+    empty: int = 0  # rounds in a row in which no layer reached tau
+    due: Mapping[str, int] = field(default_factory=dict)  # channels of growths so far that alignment holds back
+    why: str = ""  # what ended the growing
+
+
+@dataclass(frozen=True, slots=True)
+class AdeNeL:
+    """The method with its hyper-parameters, as the recipe says them."""
+
+    settings: Adenel
+    align: int = 1  # widths that growing makes are multiples of this
+    after: bool = False  # another step came before this one
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether it grows the net as it is."""
+        return grows_present(self.settings, after=self.after)
+
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Leave one filter, or one aligned block, wherever a layer can grow; a net that is grown as it is stays so."""
+        surgeon.resize(self._narrow(surgeon.graph, self.align))
+
+    def first(self, surgeon: Surgeon) -> None:
+        """Make every space that can be judged narrow; the others keep their widths."""
+        surgeon.resize(self.seeds(surgeon.graph))
+
+    def seeds(self, graph: Graph) -> dict[str, int]:
+        """Widths to start from, where the budget allows them."""
+        return self._narrow(graph, up(self.settings.seed_width, self.align))
+
+    def unjudged(self, graph: Graph) -> list[str]:
+        """The free spaces that no round grows; landing may widen them a little, to fill the budget."""
+        return [name for name in graph.free if not judged(graph, name, self.settings.include_1x1)]
+
+    def _narrow(self, graph: Graph, width: int) -> dict[str, int]:
+        names = set(graph.free).difference(self.unjudged(graph))
+        if not names:
+            small = "" if self.settings.include_1x1 else " above 1x1 (method.include_1x1: true judges those too)"
+            raise UsageError(f"adenel has nothing to grow: no free layer of this model is made by a convolution{small}")
+        narrow = set() if self.keeps_weights else names
+        return {name: min(full, width) if name in narrow else full for name, full in graph.widths.items()}
+
+    def init(self, lab: Lab) -> State:
+        """Narrow the full net to the seed, draw its weights anew, and make the optimizer."""
+        graph, state = lab.surgeon.graph, State(begin=lab.step)
+        seeds = self.seeds(graph)
+        if not lab.budget.holds(graph.price.cost(seeds)):  # too small a budget to grow in: the seed itself is landed
+            least = self._narrow(graph, self.align)
+            seeds = land(graph.price, least, seeds, lab.budget, align=self.align)
+            state = replace(state, phase="tune", why="the seed fills the budget")
+        if not self.keeps_weights:
+            lab.resize(seeds)
+            lab.refill()
+        self.ready(lab, state)
+        lab.note("seed", widths=lab.widths)
+        return state
+
+    def ready(self, lab: Lab, state: State) -> None:
+        """DI-ISS over all parameters: judged convolutions follow a path, vectors have no weight decay.
+
+        As published, hidden linear layers follow one too, entry by entry; it is never asked whether they should grow.
+        """
+        s, t = self.settings, lab.recipe.train
+        path = list({id(w): w for weights in self._judged(lab).values() for w in weights.values()}.values())
+        hidden = self._hidden(lab) if s.preset == "published" else []
+        decay, plain = decayed(lab.model, [*path, *hidden])
+        paths = {"path": True, "couple": self._couples(state.phase), "weight_decay": t.weight_decay}
+        groups: list[dict[str, Any]] = [
+            {"params": path, **paths},
+            {"params": hidden, "penalty": "entry", **paths},
+            {"params": decay, "weight_decay": t.weight_decay},
+            {"params": plain},
+        ]
+        lab.optimizer = DIISS(
+            [group for group in groups if group["params"]],
+            lr=t.lr, nu=s.nu, kappa=s.kappa, momentum=t.momentum, nesterov=t.nesterov,
+        )  # fmt: skip
+
+    def step(self, lab: Lab, state: State) -> State:
+        """Train up to the next checkpoint; at the end of a round, judge every layer and grow or land."""
+        return self._grow(lab, state) if state.phase == "grow" else self._tune(lab, state)
+
+    def done(self, lab: Lab, state: State) -> str | None:
+        """Why the run is over."""
+        return state.why if state.phase == "done" else None
+
+    def load(self, said: Mapping[str, Any]) -> State:
+        """The state whose fields these are."""
+        return State(**said)
+
+    # growing
+
+    def _grow(self, lab: Lab, state: State) -> State:
+        epoch = lab.data.steps_per_epoch
+        length = self.settings.round.steps(epoch)
+        if state.at == 0:
+            self._restart(lab, state, length)
+        steps = min(length - state.at, lab.recipe.checkpoint.steps(epoch))
+        trained = lab.train(steps, self._growing_lr(lab, state))
+        state = replace(state, at=state.at + steps)
+        if state.at < length:
+            return state
+        support, score = self.support(lab), lab.score()
+        state = self.judge(lab, replace(state, round=state.round + 1, at=0), support)
+        lab.note("round", round=state.round, loss=trained.loss, val=score.accuracy, support=support, widths=lab.widths)
+        return state
+
+    def _growing_lr(self, lab: Lab, state: State) -> Callable[[int], float]:
+        peak, begin = self.settings.grow_lr or lab.recipe.train.lr, state.begin
+        rise = self.settings.warmup.steps(lab.data.steps_per_epoch)
+        return lambda step: peak * min(1.0, (step - begin + 1) / rise) if rise else peak
+
+    def _restart(self, lab: Lab, state: State, length: int) -> None:
+        """Z = Gamma = 0, and thresholds for what the clock will say at the end of a round of this many steps."""
+        s, optimizer, lr = self.settings, lab.optimizer, self._growing_lr(lab, state)
+        assert isinstance(optimizer, DIISS)
+        clock = sum(lr(step) for step in range(lab.step, lab.step + length)) / s.nu
+        optimizer.restart(
+            {
+                weight: thresholds(weight, s.lambda_mode, clock, s.theta, s.lambda_value, group["penalty"])
+                for group in optimizer.param_groups
+                for weight in (group["params"] if group["path"] else ())
+            }
+        )
+
+    def _hidden(self, lab: Lab) -> list[nn.Parameter]:
+        """The weights of linear layers whose outputs are channels of the net's own, not its logits."""
+        graph = lab.surgeon.graph
+        names = [tensor for name in graph.free for tensor, dim in graph.spaces[name].producers if dim == 0]
+        weights = {name: lab.model.get_parameter(name) for name in names if name not in graph.kernels}
+        return [weight for weight in weights.values() if weight.dim() == 2]
+
+    def _judged(self, lab: Lab) -> dict[str, dict[str, nn.Parameter]]:
+        """Of every space that can grow, the convolutions that are judged for it, by name."""
+        graph = lab.surgeon.graph
+        names = {name: judged(graph, name, self.settings.include_1x1) for name in graph.free}
+        return {name: {m: lab.model.get_parameter(m) for m in members} for name, members in names.items() if members}
+
+    def _supported(self, lab: Lab) -> dict[str, list[set[int]]]:
+        """The units in the support, for every space that can grow and each of its convolutions.
+
+        A convolution may make channels of several spaces (where zeros are padded behind a narrower stage).
+        """
+        graph, optimizer = lab.surgeon.graph, lab.optimizer
+        assert isinstance(optimizer, DIISS)
+        return {
+            name: [
+                set(graph.slots[tensor, 0].units[optimizer.support(w).cpu().numpy()].tolist())
+                & set(graph.spaces[name].units)
+                for tensor, w in weights.items()
+            ]
+            for name, weights in self._judged(lab).items()
+        }
+
+    def support(self, lab: Lab) -> dict[str, float]:
+        """s of every space that can grow: the mean share of filters in the support, over its convolutions."""
+        widths = lab.widths
+        return {n: sum(map(len, sets)) / (len(sets) * widths[n]) for n, sets in self._supported(lab).items()}
+
+    def judge(self, lab: Lab, state: State, support: Mapping[str, float]) -> State:
+        """End a round: grow what its support s says, or end the growing and fill the budget."""
+        s, price = self.settings, lab.surgeon.graph.price
+        ready = [name for name, share in support.items() if s.grow == "all" or share >= s.tau]
+        state = replace(state, empty=0 if ready else state.empty + 1)
+        fill, last = s.on_saturation == "fill", state.round >= s.max_rounds
+        why = f"{state.round} rounds, the most allowed" if last else f"no layer reached tau in {state.empty} rounds"
+        if not ready:
+            if not last and state.empty < s.empty_rounds:
+                return state
+            if fill:  # a budget was given to be used: the layers nearest to tau go on
+                ready = [name for name, share in support.items() if share == max(support.values())]
+        goal = proposal(price, lab.widths, ready, lab.budget, s, state.due)
+        whole = self._aligned(goal, lab.widths)
+        if ready and not last and lab.budget.holds(price.cost(whole)):
+            lab.resize(whole, s.new_columns)
+            held = {name: goal[name] - whole[name] for name in ready}
+            return replace(state, due={name: n for name, n in {**state.due, **held}.items() if n})
+        if s.prune_unsupported:
+            self._prune(lab)
+            goal = {name: goal[name] if name in ready else width for name, width in lab.widths.items()}
+        if fill:
+            goal = overshoot(price, goal, support, lab.budget)
+        if not lab.budget.holds(price.cost(goal)):
+            goal = land(price, lab.widths, goal, lab.budget, align=self.align)
+            why = "the budget is filled"
+        lab.resize(self._aligned(goal, lab.widths), s.new_columns)
+        return self._end_growing(lab, replace(state, why=why))
+
+    def _aligned(self, goal: Mapping[str, int], widths: Mapping[str, int]) -> dict[str, int]:
+        """The goal with multiples of `align` where it grows a space: the last one that it reaches."""
+        return {name: max(width, goal[name] // self.align * self.align) for name, width in widths.items()}
+
+    def _prune(self, lab: Lab) -> None:
+        """Remove filters that no judged convolution of their space supports; widths stay multiples of `align`."""
+        keep, spaces = {}, lab.surgeon.graph.spaces
+        for name, sets in self._supported(lab).items():
+            units, alive = spaces[name].units, set().union(*sets)
+            order = sorted(range(len(units)), key=lambda position: units[position] not in alive)  # stable: alive first
+            keep[name] = sorted(order[: max(up(len(alive), self.align), self.align)])
+        lab.narrow(keep)
+
+    def _couples(self, phase: str) -> bool:
+        return phase == "grow" or self.settings.preset == "published"  # there, tuning goes on with DI-ISS
+
+    def _end_growing(self, lab: Lab, state: State) -> State:
+        state = replace(state, phase="tune", at=0)
+        for group in lab.optimizer.param_groups:
+            group["couple"] = self._couples(state.phase)
+        if self._couples(state.phase):
+            self._restart(lab, state, self._tuning(lab))
+        return state
+
+    # tuning
+
+    def _tuning(self, lab: Lab) -> int:
+        return max(1, round(self.settings.tune.epochs * lab.data.steps_per_epoch))
+
+    def _tune(self, lab: Lab, state: State) -> State:
+        total = self._tuning(lab)
+        state = replace(state, at=lab.stretch("tune", self.settings.tune, state.at, total))
+        return replace(state, phase="done") if state.at >= total else state
+
+
+def judged(graph: Graph, name: str, include_1x1: bool) -> list[str]:
+    """The convolution weights whose filters are the space's channels, one row each: those that can be judged.
+
+    Convolutions of one pixel follow the others unless `include_1x1`; linear layers never grow (in the published code
+    their entry-wise share stays below any tau).
+    """
+    found = []
+    for tensor, dim in graph.spaces[name].producers:
+        kernel = graph.kernels.get(tensor, ())
+        if dim == 0 and kernel and (include_1x1 or max(kernel) > 1):
+            found.append(tensor)
+    return found
+
+
+def proposal(
+    price: Price,
+    widths: Mapping[str, int],
+    ready: Sequence[str],
+    budget: Budget,
+    settings: Adenel,
+    due: Mapping[str, int],
+) -> dict[str, int]:
+    """The widths that a round asks for, whatever budget and alignment say: the spaces that are ready to grow rise.
+
+    What earlier rounds asked for and did not get is `due`.
+    """
+    shares = _shares(price, widths, ready, budget) if ready else {}
+    pool = settings.filters * float(np.mean([*shares.values()] or [0.0]))
+    amounts: dict[str, Callable[[str], int]] = {
+        "fixed": lambda name: settings.filters,
+        "ratio": lambda name: max(settings.filters, int(settings.ratio * widths[name]) - widths[name]),
+        "equal_cost": lambda name: max(1, round(pool / shares[name])),
+    }
+    added = amounts[settings.amount]
+    return {**widths, **{name: widths[name] + due.get(name, 0) + added(name) for name in ready}}
+
+
+def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budget: Budget) -> dict[str, float]:
+    """What one channel more of each ready space takes of what is left of the budget.
+
+    Of several limits it is a weighted mean, with the weights at which equal shares use up all of them together (or
+    leave out those that cannot be used up): the prices of proportional fairness. Any one limit alone would be spent
+    long before the others.
+    """
+    rows, steps, cost = [price.spaces.index(name) for name in ready], price.steps(widths), price.cost(widths)
+    left = [(*COLUMNS[limit.unit], max(1, limit.limit - cost.of(limit.unit))) for limit in budget.hard]
+    strain = np.stack([steps[rows][:, columns].max(1) * times / rest for columns, times, rest in left], axis=1)
+    strain = np.maximum(strain, strain.max() / LEAST)
+    weights = np.full(len(left), 1 / len(left))
+    for _ in range(BALANCING):
+        used = (strain / (strain @ weights)[:, None]).mean(0)  # of each limit, if every space took one share
+        weights = weights * used / (weights @ used)
+    return dict(zip(ready, (strain @ weights).tolist(), strict=True))
+
+
+def overshoot(price: Price, goal: Mapping[str, int], names: Collection[str], budget: Budget) -> dict[str, int]:
+    """The goal with these widths scaled up until it exceeds the budget: what a landing that fills it starts from."""
+    factor, wider = 1.0, dict(goal)
+    while budget.holds(price.cost(wider)):  # ends: `price` refuses costs that are beyond any limit
+        factor *= 1.2
+        wider = {name: int(width * factor) + 1 if name in names else width for name, width in goal.items()}
+    return wider
+
+
+def up(width: int, align: int) -> int:
+    """The width, or the next multiple of `align`."""
+    return -(-width // align) * align

@@ -1,0 +1,1 @@
+"""AutoGrow grows blocks, stage by stage."""

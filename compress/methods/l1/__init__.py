@@ -1,0 +1,1 @@
+"""L1-norm pruning narrows a trained network."""

@@ -1,0 +1,139 @@
+"""L1-norm pruning: narrow a trained network to its budget, keeping the filters with the largest weights, and tune it.
+
+All free spaces go down by one common factor until the budget holds (`budget/widths.py` fills it), and in each space the
+channels whose filters have the largest l1 norm stay. Li et al. 2017, "Pruning Filters for Efficient ConvNets", section
+3.1; theirs is also the plain way that other methods are compared with.
+
+Differs from the paper, which prunes a residual stage by its projection shortcut alone and picks shares by hand: a space
+is judged by all of the layers that make it, each norm divided by its layer's mean, so that none drowns the others; and
+shares follow from the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from compress.budget.widths import land
+from compress.methods.l1.settings import L1
+from compress.reading.graph import Graph
+from compress.surgery.widths import Surgeon
+from compress.training.lab import Lab
+from compress.training.optim import sgd
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands; the target widths follow from the budget."""
+
+    cut: int = 0  # times that the network was narrowed
+    at: int = 0  # optimizer steps since then
+    why: str = ""  # what ended the run
+
+
+@dataclass(frozen=True, slots=True)
+class L1Pruning:
+    """The method with its hyper-parameters, as the recipe says them."""
+
+    settings: L1
+    align: int = 1  # widths that are not the full one are multiples of this
+    keeps_weights = True
+
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Leave one filter, or one aligned block, in every free space."""
+        surgeon.resize(self._least(surgeon.graph))
+
+    def first(self, surgeon: Surgeon) -> None:
+        """Start from the net as it is."""
+
+    def _least(self, graph: Graph) -> dict[str, int]:
+        return {name: min(self.align, width) for name, width in graph.widths.items()}
+
+    def init(self, lab: Lab) -> State:
+        """Narrow the network for the first time; one that keeps its budget already is left as it is, to the bit."""
+        graph = lab.surgeon.graph
+        if lab.budget.holds(graph.price.cost(graph.widths)):
+            state = State(why="the network keeps the budget as it is; nothing was changed")
+        else:
+            state = State(cut=1)
+            self._narrow(lab, state)
+        self.ready(lab, state)
+        lab.note("narrowed" if state.cut else "kept", widths=lab.widths, val=lab.score().accuracy)
+        return self._ended(lab, state)
+
+    def ready(self, lab: Lab, state: State) -> None:
+        """SGD; vectors have no weight decay."""
+        lab.optimizer = sgd(lab.model, lab.recipe.train)
+
+    def step(self, lab: Lab, state: State) -> State:
+        """Train up to the next checkpoint; at the end of a round, narrow again."""
+        total, tune = self._steps(lab, state), self.settings.tune
+        if state.cut >= self.settings.rounds:
+            state = replace(state, at=lab.stretch("tune", tune, state.at, total))
+            return self._ended(lab, state)
+        constant = tune.model_copy(update={"schedule": "constant", "warmup": 0.0})
+        state = replace(state, at=lab.stretch("round", constant, state.at, total, round=state.cut))
+        if state.at >= total:
+            state = State(cut=state.cut + 1)
+            self._narrow(lab, state)
+            lab.note("narrowed", widths=lab.widths, val=lab.score().accuracy)
+        return self._ended(lab, state)
+
+    def done(self, lab: Lab, state: State) -> str | None:
+        """Why the run is over."""
+        return state.why or None
+
+    def load(self, said: Mapping[str, Any]) -> State:
+        """The state whose fields these are."""
+        return State(**said)
+
+    def _steps(self, lab: Lab, state: State) -> int:
+        """Training after this cut."""
+        s, epoch = self.settings, lab.data.steps_per_epoch
+        return s.round.steps(epoch) if state.cut < s.rounds else round(s.tune.epochs * epoch)
+
+    def _ended(self, lab: Lab, state: State) -> State:
+        if not state.why and state.cut >= self.settings.rounds and state.at >= self._steps(lab, state):
+            return replace(state, why="the network is narrowed and tuned")
+        return state
+
+    def _narrow(self, lab: Lab, state: State) -> None:
+        """Cut to this round's share of the way from the present widths to the budget's."""
+        graph, left = lab.surgeon.graph, self.settings.rounds - state.cut + 1
+        goal = land(graph.price, self._least(graph), graph.widths, lab.budget, align=self.align, ceiling=graph.widths)
+        keep = {}
+        for name, norms in importance(lab.model, graph).items():
+            width = graph.spaces[name].width
+            some = width - (width - goal[name]) // left
+            keep[name] = np.sort(np.argsort(-norms, kind="stable")[:some]).tolist()
+        lab.narrow({name: kept for name, kept in keep.items() if len(kept) < graph.spaces[name].width})
+
+
+def importance(model: nn.Module, graph: Graph) -> dict[str, NDArray[np.float64]]:
+    """For every free space the l1 norms [width] of its channels' filters, summed over the layers that make them.
+
+    Each layer's norms are divided by their mean over the space, so that every layer has one vote.
+    """
+    tensors = dict(model.named_parameters())
+    found = {}
+    for name in graph.free:
+        space = graph.spaces[name]
+        total = np.zeros(space.width)
+        for tensor, dim in space.producers:
+            if tensor not in tensors:
+                continue
+            weight = tensors[tensor].detach().double().abs()
+            rows = weight.sum([d for d in range(weight.dim()) if d != dim]).cpu().numpy()
+            order = {unit: position for position, unit in enumerate(space.units)}
+            mine = np.zeros(space.width)
+            for row, unit in zip(rows, graph.slots[tensor, dim].units.tolist(), strict=True):
+                if unit in order:
+                    mine[order[unit]] += row
+            total += mine / (mine.mean() or 1.0)
+        found[name] = total
+    return found

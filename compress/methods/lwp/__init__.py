@@ -1,0 +1,1 @@
+"""LWP drops connections that a controller learns a network can do without."""

@@ -1,0 +1,237 @@
+"""LWP: drop the connections of a densely connected network that a controller learns it can do without.
+
+Five phases. The full network is trained, where nobody did; a controller learns alone which connections to keep, of one
+more layer at a time, from the last backwards; network and controller learn together; of what the controller proposes,
+brought onto the budget (`budget/connections.py`), the child that does best on validation images is cut out; it is
+tuned, or trained from newly drawn weights. LWP ("Learning to search efficient DenseNet with layer-wise pruning"),
+section 3.4.
+
+Differs from the paper, which knows no budget: rewards come to charge for what exceeds it, and every candidate is made
+to keep and to fill it. See `policy.py` and `search.py` for what else is not as printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compress.budget.connections import Mask, refuse, refuse_units
+from compress.budget.limits import Budget
+from compress.errors import UsageError
+from compress.methods.lwp.policy import Agent, Reward, stage
+from compress.methods.lwp.search import Terms, children, judge, search
+from compress.methods.lwp.settings import Lwp as Settings
+from compress.surgery.connections import Masks, Wiring, prune
+from compress.surgery.widths import Surgeon
+from compress.training.lab import Lab
+from compress.training.optim import sgd
+from compress.training.train import lr_at
+
+PRETRAIN = 20.0  # epochs of a full network that nobody trained
+FEWEST = 2  # images a child, as batch norms need
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands; with the tensors, all that a restart needs."""
+
+    phase: str = "pretrain"  # then "search", "joint", "select", "tune" and "done"
+    at: int = 0  # optimizer steps into this phase
+    why: str = ""  # what ended the run
+
+
+@dataclass(frozen=True)
+class LWP:
+    """The method with its hyper-parameters, as the recipe says them."""
+
+    settings: Settings
+    trained: bool = False  # whether the network comes with weights that are worth keeping
+    keeps_weights = True
+
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Drop every connection that may go."""
+        wiring = Wiring.read(surgeon.model, surgeon.graph.shape)
+        prune(surgeon, wiring.cuts_of(~wiring.full))
+
+    def first(self, surgeon: Surgeon) -> None:
+        """Start from the net as it is."""
+
+    def refuse(self, budget: Budget, batch: int) -> None:
+        """Raise UsageError for a limit that connections have no price for, and for more children than a batch feeds."""
+        refuse_units(budget)
+        if batch < FEWEST * (children := self.settings.children):
+            raise UsageError(
+                f"method.children: {children} networks share a batch of {batch} images, and each needs {FEWEST}; "
+                f"write at most {batch // FEWEST}, or a larger train.batch"
+            )
+
+    def init(self, lab: Lab) -> State:
+        """Look at the connections. A network that keeps its budget already loses none, unless it is not to be filled.
+
+        Raises UsageError for what the recipe asks and the data or the network cannot give.
+        """
+        self.refuse(lab.budget, lab.data.batch)
+        wiring, s = self._wiring(lab), self.settings
+        refuse(wiring, len(wiring.full), lab.budget)
+        if self._steps(lab, "search") < (least := s.release.steps(lab.data.steps_per_epoch) * len(wiring.layers)):
+            raise UsageError(
+                f"method.search: {s.search} is too short to release {len(wiring.layers)} layers, {s.release} each: "
+                f"that takes {least} steps; write at least as many, or null"
+            )
+        self.ready(lab, State())
+        return self._next(lab, State(at=-1))
+
+    def ready(self, lab: Lab, state: State) -> None:
+        """SGD over the network; vectors have no weight decay."""
+        lab.optimizer = sgd(lab.model, lab.recipe.train)
+
+    def step(self, lab: Lab, state: State) -> State:
+        """Train up to the next checkpoint, or choose the child."""
+        if state.phase == "select":
+            self._select(lab)
+            return self._next(lab, state)
+        s, total = self.settings, self._steps(lab, state.phase)
+        if state.phase in ("search", "joint"):
+            at = self._search(lab, state, total)
+        else:
+            at = lab.stretch(state.phase, s.pretrain if state.phase == "pretrain" else s.tune, state.at, total)
+        state = replace(state, at=at)
+        return self._next(lab, state) if state.at >= total else state
+
+    def done(self, lab: Lab, state: State) -> str | None:
+        """Why the run is over."""
+        return state.why or None
+
+    def load(self, said: Mapping[str, Any]) -> State:
+        """The state whose fields these are."""
+        return State(**said)
+
+    # phases
+
+    def _next(self, lab: Lab, state: State) -> State:
+        """The first phase after this one that has anything to do."""
+        order = ["pretrain", "search", "joint", "select", "tune"]
+        rest = order if state.at < 0 else order[order.index(state.phase) + 1 :]
+        whole = self.settings.fill and state.phase == "pretrain" and lab.budget.holds(lab.cost())
+        for phase in rest if not whole else [phase for phase in rest if phase == "pretrain"]:
+            if phase == "select" or self._steps(lab, phase):
+                self.ready(lab, State(phase))  # momentum of other aims is of no use
+                return State(phase)
+        kept = "the network keeps the budget as it is; no connection was dropped"
+        return State("done", why=kept if whole else "the connections are chosen and the network is trained")
+
+    def _steps(self, lab: Lab, phase: str) -> int:
+        """Optimizer steps of a phase."""
+        s, epoch = self.settings, lab.data.steps_per_epoch
+        match phase:
+            case "pretrain":
+                epochs = (0 if self.trained else PRETRAIN) if s.pretrain.epochs is None else s.pretrain.epochs
+                return round(epochs * epoch)
+            case "search":
+                layers = len(self._wiring(lab).layers)
+                return s.release.steps(epoch) * layers if s.search is None else s.search.steps(epoch)
+            case "joint":
+                return s.joint.steps(epoch)
+        return round(s.tune.epochs * epoch)
+
+    def _search(self, lab: Lab, state: State, total: int) -> int:
+        """The controller learns up to the next checkpoint, in the joint phase the network with it; steps done then."""
+        s, wiring, begin = self.settings, self._wiring(lab), lab.step - state.at
+        steps = min(total - state.at, lab.recipe.checkpoint.steps(lab.data.steps_per_epoch))
+        alone = state.phase == "search"
+        layers, each = len(wiring.layers), s.release.steps(lab.data.steps_per_epoch)
+        peak = s.lr if alone else s.joint_controller_lr or s.lr
+        done = 0 if alone else self._steps(lab, "search")
+        tight = self._steps(lab, "search") + self._steps(lab, "joint") / 2
+        terms = Terms(
+            reward=Reward(s.alpha, s.gamma, s.over, s.fill),
+            budget=lab.budget,
+            children=s.children,
+            weight=s.entropy,
+            released=lambda step: stage(step - begin, each, layers) if alone else layers,
+            tightness=lambda step: min(1.0, (done + step - begin + 1) / tight),
+            lr=lambda step: lr_at(s.schedule, peak, (step - begin) / total),
+            net_lr=None if alone else lambda step: s.joint_lr,
+        )
+        agent, masks = self._agent(lab), Masks(lab.model, wiring)
+        try:
+            found = search(
+                lab.model, masks, lab.data, agent, terms, lab.optimizer,
+                start=lab.step, steps=steps, seed=lab.recipe.seed, precision=lab.precision, task=lab.task,
+                tell=lambda **numbers: lab.tell("progress", **numbers),
+            )  # fmt: skip
+        finally:
+            masks.remove()
+        lab.step += steps
+        lab.spent += lab.cost().macs * found.images  # masked, the full network runs
+        lab.tensors = agent.tensors()
+        lab.note("search", **asdict(found))
+        return state.at + steps
+
+    def _select(self, lab: Lab) -> None:
+        """Score what the controller proposes, and cut the best child out of the network."""
+        s, wiring = self.settings, self._wiring(lab)
+        candidates = children(self._agent(lab), wiring, lab.budget, s.samples, lab.recipe.seed, fill=s.fill)
+        masks = Masks(lab.model, wiring)
+
+        def scored(mask: Mask) -> tuple[float, float]:
+            found = judge(
+                lab.model, masks, mask, lab.data, batches=s.recalibrate, precision=lab.precision, task=lab.task
+            )
+            return found.accuracy, -found.loss
+
+        try:
+            best = max(candidates, key=scored)  # the first of equal ones: the likeliest child is the first of all
+            scored(best)  # its batch norms' statistics stay
+        finally:
+            masks.remove()
+        lab.tensors = {}
+        lab.cut(wiring.cuts_of(best))
+        if s.retrain == "scratch":
+            lab.refill()
+        self.ready(lab, State("select"))
+        lab.note("selected", candidates=len(candidates), val=lab.score().accuracy, connections=pictures(wiring, best))
+
+    def _agent(self, lab: Lab) -> Agent:
+        """The controller as it was left, or a new one."""
+        s, wiring = self.settings, self._wiring(lab)
+        sources = np.bincount(wiring.edge_layer, minlength=len(wiring.layers)).tolist()
+        agent = Agent.create(sources, s.hidden, s.bias, lab.recipe.seed)
+        if lab.tensors:
+            agent.load(lab.tensors)
+        return agent
+
+    @cached_property
+    def _known(self) -> list[tuple[nn.Module, Wiring]]:
+        return []
+
+    def _wiring(self, lab: Lab) -> Wiring:
+        """The model's connections, read once."""
+        if not self._known or self._known[0][0] is not lab.model:
+            self._known[:] = [(lab.model, Wiring.read(lab.model, lab.shape))]
+        return self._known[0][1]
+
+
+def pictures(wiring: Wiring, mask: Mask) -> list[dict[str, Any]]:
+    """Which sources the layers of each block read, as the history holds it: a row a layer, a column a source."""
+    return [
+        {
+            "block": _common(picture.layers) or f"block {number}",
+            "layers": list(picture.layers),
+            "sources": list(picture.sources),
+            "rows": np.maximum(picture.cells, 0).tolist(),
+        }
+        for number, picture in enumerate(wiring.matrix(mask), 1)
+    ]
+
+
+def _common(names: Sequence[str]) -> str:
+    """The module that holds all of these."""
+    paths = [name.split(".")[:-1] for name in names]
+    return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))

@@ -1,0 +1,1 @@
+"""Training one shape from new weights: the control of every comparison."""

@@ -1,0 +1,129 @@
+"""Training one shape from newly drawn weights: the control that every method is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import UsageError
+from compress.methods.scratch.settings import Scratch
+from compress.reading.graph import Graph
+from compress.surgery.connections import prune
+from compress.surgery.structure import Structure
+from compress.surgery.widths import Surgeon
+from compress.training.lab import Lab
+from compress.training.optim import sgd
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Optimizer steps done so far."""
+
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FromScratch:
+    """The control with its hyper-parameters, as the recipe says them."""
+
+    settings: Scratch
+    folder: Path = Path()  # where `like` starts from
+    keeps_weights = False
+
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Make the only shape that there is."""
+        self.first(surgeon)
+
+    def first(self, surgeon: Surgeon) -> None:
+        """Make the shape that is trained.
+
+        Raises UsageError for a space that is not there and a file that does not fit.
+        """
+        stored = self._stored()
+        if stored and stored.depths:
+            surgeon.arrange(stored.depths)
+        if stored and stored.cuts:
+            prune(surgeon, stored.cuts)
+        surgeon.resize(self._widths(surgeon.graph))
+
+    def _stored(self) -> Structure | None:
+        if self.settings.like is None:
+            return None
+        path = self.folder / self.settings.like
+        if not path.is_file():
+            raise UsageError(f"method.like: there is no file {self.settings.like} beside the recipe")
+        return Structure.from_file(path)
+
+    def _widths(self, graph: Graph) -> dict[str, int]:
+        if stored := self._stored():
+            return widths_of(graph, stored.shapes)
+        said = self.settings.widths or {}
+        if unknown := sorted(said.keys() - graph.widths.keys()):
+            raise UsageError(f"method.widths: no free space is called {unknown[0]!r}, only {', '.join(graph.free)}")
+        return {**graph.widths, **said}
+
+    def init(self, lab: Lab) -> State:
+        """Take the shape and draw all weights anew."""
+        stored = self._stored()
+        if stored and stored.depths:
+            lab.arrange(stored.depths)
+        if stored and stored.cuts:
+            lab.cut(stored.cuts)
+        lab.resize(self._widths(lab.surgeon.graph))
+        lab.refill()
+        state = State()
+        self.ready(lab, state)
+        lab.note("seed", widths=lab.widths)
+        return state
+
+    def ready(self, lab: Lab, state: State) -> None:
+        """SGD; vectors have no weight decay."""
+        lab.optimizer = sgd(lab.model, lab.recipe.train)
+
+    def step(self, lab: Lab, state: State) -> State:
+        """Train up to the next checkpoint."""
+        return State(lab.stretch("train", self.settings, state.at, self._total(lab)))
+
+    def done(self, lab: Lab, state: State) -> str | None:
+        """Why the run is over."""
+        return "all epochs are trained" if state.at >= self._total(lab) else None
+
+    def load(self, said: Mapping[str, Any]) -> State:
+        """The state whose fields these are."""
+        return State(**said)
+
+    def _total(self, lab: Lab) -> int:
+        return max(1, round(self.settings.epochs * lab.data.steps_per_epoch))
+
+
+def widths_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The widths at which the tensors of a graph have these shapes.
+
+    An axis that holds one space of unknown width tells it, and what is known then tells the next (stages that pad zeros
+    share their axes). Raises UsageError naming a tensor where no widths give these shapes.
+    """
+    homes = {unit: name for name in graph.free for unit in graph.spaces[name].units}
+    widths: dict[str, int] = {}
+    holds = {}  # of every axis: indices that belong to no free space, and indices per channel of each space it holds
+    for axis, slot in graph.slots.items():
+        units, counts = np.unique(slot.units, return_counts=True)
+        each = {homes[unit]: int(times) for unit, times in zip(units.tolist(), counts, strict=True) if unit in homes}
+        fixed = len(slot.units) - sum(times * graph.spaces[name].width for name, times in each.items())
+        holds[axis] = fixed, each
+    for _ in graph.free:  # each pass finds one more width at least
+        for (tensor, dim), (fixed, each) in holds.items():
+            unknown = [name for name in each if name not in widths]
+            if len(unknown) == 1 and dim < len(shapes.get(tensor, ())):
+                rest = shapes[tensor][dim] - fixed - sum(each[n] * w for n, w in widths.items() if n in each)
+                widths[unknown[0]] = max(1, rest // each[unknown[0]])
+    for (tensor, dim), (fixed, each) in holds.items():
+        found = shapes.get(tensor, ())
+        length = fixed + sum(times * widths.get(name, 0) for name, times in each.items())
+        if dim >= len(found) or found[dim] != length:
+            size = f"is {list(found)}" if tensor in shapes else "is missing"
+            raise UsageError(f"method.like: {tensor} {size} in the file, and no widths of this model make it so")
+    return widths

@@ -1,0 +1,318 @@
+"""What one traced forward pass costs, term by term: parameters, MACs, thop's operations, bytes of the ONNX
+file, and the activations that are alive at each moment.
+
+Each term is a constant times the lengths of at most two tensor axes. With the units of a graph, the lengths become
+affine functions of the widths, and the terms a `Price`; without them they are plain numbers, and the price that of one
+network.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from compress.budget.memory import Buffer, Step, moments
+from compress.budget.price import Ints, Moment, Price, Term
+from compress.errors import UsageError
+from compress.reading import operators
+from compress.reading.flow import Axis
+from compress.reading.ghost import flat
+from compress.reading.trace import Call, Trace
+
+# Bytes of model.onnx beside its numbers: upper bounds of what was measured on files that torch 2.15 exported.
+FILE_BYTES = 2048  # header, input, output, seal, and about 1 kB of metadata
+CLASS_BYTES = 24  # the name of one class, in the metadata
+TENSOR_BYTES = 24  # one stored tensor beside its name and numbers (measured: up to 18)
+NODE_BYTES = {  # one operator with its small constants, without the names of its tensors
+    **dict.fromkeys(("aten.relu", "aten.relu_", "aten.add", "aten.add_", "aten.mul", "aten.sigmoid"), 56),
+    **dict.fromkeys(("aten.hardtanh", "aten.hardtanh_"), 128),
+    **dict.fromkeys(operators.POOLS, 208),
+    **dict.fromkeys(operators.NORMS, 152),
+    **dict.fromkeys(operators.MEANS, 144),
+    **dict.fromkeys(operators.MOVES, 176),
+    "aten.constant_pad_nd": 176,
+    "aten.convolution": 184,
+    "aten.addmm": 128,
+    "aten.cat": 64,
+}
+OTHER_BYTES = 400  # any other operator, which may become several nodes
+INPUT_BYTES = 14  # the name of one activation more in a concatenation
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+         nn.InstanceNorm3d, nn.SyncBatchNorm)  # fmt: skip
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+UPSAMPLES = (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)  # one fused operator or many small ones, as the device likes
+UPSAMPLE_FACTOR = {"nearest": 1, "linear": 5, "bilinear": 11, "bicubic": 259}
+
+
+class Piece(NamedTuple):
+    """coef (params, macs, thop, bytes) times the lengths of two axes, given by the unit of every index."""
+
+    coef: tuple[int, int, int, int]
+    left: Ints
+    right: Ints
+
+
+ONE: Ints = np.zeros(1, dtype=np.int64)  # an axis of length 1 without units
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A traced pass with what is known of its units; without them every length is a constant."""
+
+    traced: Trace
+    units: Mapping[Axis, Ints] = field(default_factory=dict)  # of parameter and buffer axes
+    free: Mapping[int, str] = field(default_factory=dict)  # unit -> its space
+    widths: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[int, str] = field(default_factory=dict)  # id of a call's output -> the weight it multiplied with
+    holds: Callable[[Tensor], tuple[Ints, int]] | None = None  # an activation's units and how often each stands there
+    top: int = 0  # the largest unit
+
+    def price(self) -> Price:
+        """The cost of every net of this family."""
+        pieces = [*self._params(), *self._macs(), *self._thop(), *self._bytes()]
+        return Price.from_terms(tuple(self.widths), [self._term(piece) for piece in pieces], self._moments())
+
+    def _term(self, piece: Piece) -> Term:
+        left, left0 = self._affine(piece.left)
+        right, right0 = self._affine(piece.right)
+        return Term(piece.coef, left, left0, right, right0)
+
+    def _affine(self, units: Ints) -> tuple[dict[str, int], int]:
+        """How often each space stands on an axis, and how many indices belong to none."""
+        times = np.bincount(self._number[units], minlength=len(self.widths) + 1).tolist()
+        found = zip(self.widths.items(), times[1:], strict=True)
+        return {name: -(-count // width) for (name, width), count in found if count}, times[0]
+
+    @cached_property
+    def _number(self) -> Ints:
+        """The number of each unit's space, from 1 on; 0 for units of none."""
+        order = {name: number for number, name in enumerate(self.widths, 1)}
+        number = np.zeros(self.top + 1, dtype=np.int64)
+        for unit, name in self.free.items():
+            number[unit] = order[name]
+        return number
+
+    def _sized(self, name: str, tensor: Tensor) -> tuple[int, Ints, Ints]:
+        """A tensor's element count as a constant and two axes."""
+        axes = [(d, self.units[name, d]) for d in range(tensor.dim()) if (name, d) in self.units]
+        axes = [(d, vec) for d, vec in axes if self._number[vec].any()][:2]
+        rest = prod(size for d, size in enumerate(tensor.shape) if d not in [axis for axis, _ in axes])
+        vectors = [vec for _, vec in axes] + [ONE, ONE]
+        return rest, vectors[0], vectors[1]
+
+    def _count(self, tensor: Tensor) -> tuple[int, Ints]:
+        """An activation's element count as a constant and one axis."""
+        if self.holds is None:
+            return tensor.numel(), ONE
+        units, times = self.holds(tensor)
+        return times, units
+
+    def _params(self) -> Iterable[Piece]:
+        for name, parameter in self.traced.model.named_parameters():
+            rest, left, right = self._sized(name, parameter)
+            yield Piece((rest, 0, 0, 0), left, right)
+
+    def _macs(self) -> Iterable[Piece]:
+        for call in self.traced.calls:
+            if call.op in operators.MACS:
+                name = self.weights.get(id(call.out))
+                yield from self._product(1, operators.MACS[call.op](call.args, call.out), name)
+
+    def _thop(self) -> Iterable[Piece]:
+        often = paths(self.traced.model)
+        for visit in self.traced.visits:
+            module, out = visit.module, visit.output
+            x = visit.inputs[0] if visit.inputs else None
+            if not isinstance(x, Tensor) or not isinstance(out, Tensor):
+                continue
+            known = often[id(module)] ** 2  # thop hooks a module once for each path to it, and adds it up as often
+            if type(module) in WEIGHTED:
+                weight = module.weight
+                assert isinstance(weight, Tensor)
+                channels = out.shape[-1 if type(module) is nn.Linear else 1]
+                name = self.traced.names.get(id(weight))
+                yield from self._product(2, known * out.numel() // channels * weight.numel(), name)
+            for factor, tensor in thop_terms(module, x, out):
+                times, units = self._count(tensor)
+                yield Piece((0, 0, known * factor * times, 0), units, ONE)
+
+    def _moments(self) -> Iterable[Moment]:
+        """The bytes alive while each operator runs; a buffer is a storage, so that views cost nothing."""
+        steps, inputs, tensors = _steps(self.traced)
+        sizes = {buffer: self._bytes_of(tensor) for buffer, tensor in tensors.items()}
+        for call in reversed(self.traced.calls):  # zeros that are padded on belong to no channel, what they meet does
+            for tensor in call.tensors if call.op in operators.OVER else ():
+                out = next(flat(call.out))
+                if _storage(tensor) in sizes and tensors[_storage(tensor)].shape == out.shape:
+                    sizes[_storage(tensor)] = sizes[_storage(out)]
+        for where, alive in moments(steps, inputs, {_storage(tensor) for tensor in self.traced.outputs} & sizes.keys()):
+            left: Counter[str] = Counter()
+            for buffer in alive:
+                left.update(sizes[buffer][0])
+            yield Moment(where, left, sum(sizes[buffer][1] for buffer in alive))
+
+    def _bytes_of(self, tensor: Tensor) -> tuple[dict[str, int], int]:
+        """Bytes of an activation in float32, for each channel of each space and for what belongs to none."""
+        times, units = self._count(tensor)
+        left, left0 = self._affine(units)
+        return {name: 4 * times * count for name, count in left.items()}, 4 * times * left0
+
+    def _product(self, column: int, total: int, weight: str | None) -> Iterable[Piece]:
+        """A total that follows the size of a weight; a constant where the weight is computed."""
+        coef = [0, 0, 0, 0]
+        left = right = ONE
+        if weight is not None:
+            tensor = self._tensors[weight]
+            rest, left, right = self._sized(weight, tensor)
+            total = total // tensor.numel() * rest
+        coef[column] = total
+        yield Piece((coef[0], coef[1], coef[2], coef[3]), left, right)
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        return dict([*self.traced.model.named_parameters(), *self.traced.model.named_buffers()])
+
+    def _bytes(self) -> Iterable[Piece]:
+        names, folded = self.traced.names, _folded(self.traced)
+        stored: set[str] = set()
+        rest = FILE_BYTES + CLASS_BYTES * max(self.traced.outputs[0].shape[1:2], default=1)
+        for call in self.traced.calls:
+            if call.op in operators.MAKERS:
+                rest += sum(tensor.numel() * _width(tensor) for tensor in flat(call.out))
+                continue
+            lacking = 0  # vectors that the exporter adds: the bias that a folded norm leaves, weight and bias of others
+            if id(call) in folded:
+                lacking = int(len(folded[id(call)].tensors) == 2)
+            elif call.op in operators.NORMS:
+                lacking = sum(tensor is None for tensor in call.args[1:3])
+            if lacking and (like := names.get(id(call.args[3]))) is not None:
+                rest += lacking * (TENSOR_BYTES + 2 * len(like))
+                size, left, right = self._sized(like, self._tensors[like])
+                yield Piece((0, 0, 0, 4 * lacking * size), left, right)
+            if id(call) in folded:
+                continue
+            read = [names[id(t)] for t in call.tensors if id(t) in names]
+            stored.update(read)
+            rest += sum(map(len, read)) + INPUT_BYTES * max(len(call.tensors) - 2, 0)
+            if len(read) == len(call.tensors) and call.args and (like := names.get(id(call.args[0]))) is not None:
+                copies = sum(tensor.numel() for tensor in flat(call.out)) // self._tensors[like].numel()
+                size, left, right = self._sized(like, self._tensors[like])  # a weight alone: stored as it comes out
+                yield Piece((0, 0, 0, 4 * size * max(copies - 1, 0)), left, right)
+            else:
+                rest += NODE_BYTES.get(call.op, OTHER_BYTES)
+        for name in sorted(stored):
+            rest += TENSOR_BYTES + len(name)
+            size, left, right = self._sized(name, self._tensors[name])
+            yield Piece((0, 0, 0, size * _width(self._tensors[name])), left, right)
+        yield Piece((0, 0, 0, rest), ONE, ONE)
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tells a tensor's storage from others; a trace keeps all its tensors, so none is used again."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _steps(traced: Trace) -> tuple[list[Step], set[Buffer], dict[Buffer, Tensor]]:
+    """The operators that read activations, the storage of the model's input, and for every storage what began it.
+
+    What is computed from weights alone is no activation. Operators that are several in an ONNX file (silu, gelu) need
+    room for their output even where torch writes over their operand.
+    """
+    held = {_storage(t) for module in traced.model.modules() for t in flat(list(vars(module).values()))}
+    made = {_storage(out) for call in traced.calls for out in flat(call.out)}
+    read = [tensor for call in traced.calls for tensor in call.tensors]
+    tensors: dict[Buffer, Tensor] = {
+        _storage(t): t for t in read if t.is_meta and _storage(t) not in held and _storage(t) not in made
+    }
+    inputs, wanted = set(tensors), {_storage(tensor) for tensor in (*read, *traced.outputs)}
+    steps: list[Step] = []
+    for call in traced.calls:
+        reads, outs = {_storage(t) for t in call.tensors} & tensors.keys(), list(flat(call.out))
+        if not reads or not outs:
+            continue
+        makes: list[Buffer] = []
+        for out in outs:
+            if _storage(out) not in tensors and (out is outs[0] or _storage(out) in wanted):
+                tensors[_storage(out)] = out
+                makes.append(_storage(out))
+        over = [key for key in reads if call.op in operators.OVER and tensors[key].numel() == outs[0].numel()]
+        if call.op in operators.UNARY - operators.OVER and not makes:
+            makes.append(("beside", _storage(outs[0])))
+            tensors[makes[0]] = outs[0]
+        steps.append(Step(call.module or "forward()", reads, makes, over))
+    return steps, inputs, tensors
+
+
+def _width(tensor: Tensor) -> int:
+    """Bytes of one number in the file, which is written in float32 whatever the model is trained in."""
+    return 4 if tensor.is_floating_point() else tensor.element_size()
+
+
+def _folded(traced: Trace) -> dict[int, Call]:
+    """id of a batch-norm call -> the layer before it that takes it in, if nothing else reads either's tensors."""
+    makers = {id(call.out): call for call in traced.calls if call.op in ("aten.convolution", "aten.addmm", "aten.mm")}
+    turned = {id(call.out): call.args[0] for call in traced.calls if call.op == "aten.t"}
+    readers = Counter(id(tensor) for call in traced.calls for tensor in call.tensors)
+    found = {}
+    for call in traced.calls:
+        maker = makers.get(id(call.args[0])) if call.op in operators.NORMS else None
+        if maker is not None and readers[id(call.args[0])] == 1:
+            parts = [turned.get(id(tensor), tensor) for tensor in maker.tensors]
+            if all(readers[id(part)] == 1 for part in parts if id(part) in traced.names):
+                found[id(call)] = maker
+    return found
+
+
+def thop_terms(module: nn.Module, x: Tensor, out: Tensor) -> list[tuple[int, Tensor]]:
+    """thop's operations of a layer without weights: factors, each for every element of a tensor."""
+    kind = type(module)
+    if kind in NORMS:
+        affine = getattr(module, "affine", False) or getattr(module, "elementwise_affine", False)
+        return [(4 if affine else 2, x)]
+    if kind is nn.PReLU:
+        return [(1, x)]
+    if kind in AVERAGES:
+        return [(1, out)]
+    if kind in ADAPTIVE:
+        return [(1, x), (1, out)]  # thop divides first and rounds down: where sizes do not divide it may be 1 less
+    if kind in UPSAMPLES:
+        return [(UPSAMPLE_FACTOR.get(str(module.mode), 0), out)]
+    if isinstance(module, nn.Softmax) and kind is nn.Softmax and module.dim is not None:
+        return [(3, x), (-1, x.select(module.dim, 0))]
+    return []
+
+
+def paths(model: nn.Module) -> Counter[int]:
+    """By how many paths of children each module is reached, by its id."""
+    found = Counter([id(model)])
+    for child in model.children():
+        found.update(paths(child))
+    return found
+
+
+def refuse_unknown(traced: Trace) -> None:
+    """Raise UsageError naming every operator that can neither be counted nor is known to cost nothing."""
+    known = operators.FREE | operators.MACS.keys()
+    unknown = {call.op: call.module for call in traced.calls if call.op not in known}
+    unknown |= {type(v.module).__name__: v.name for v in traced.visits if isinstance(v.module, RECURRENT)}
+    if unknown:
+        listed = ", ".join(f"{op} (in {where or 'forward()'})" for op, where in sorted(unknown.items()))
+        raise UsageError(
+            f"the cost of the model cannot be counted: no rule for {listed}; a budget on it would mean nothing"
+        )
+
+
+def layers(traced: Trace) -> list[tuple[str, int]]:
+    """(module, MACs) of every operator that multiplies, in the order of the forward pass."""
+    return [(c.module, operators.MACS[c.op](c.args, c.out)) for c in traced.calls if c.op in operators.MACS]

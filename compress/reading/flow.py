@@ -1,0 +1,223 @@
+"""The walk of channel ids through one traced forward pass: who is tied to whom, who lives where, and who is frozen.
+
+Rules (`rules.py`) say what an operator does with ids; this is the state that they work on, and what happens where there
+is no rule: every channel that the operator touches is frozen, with a reason.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from compress.reading import rules
+from compress.reading.ghost import flat
+from compress.reading.operators import COPIES, MACS, MOVES, TURNS, VIEWS
+from compress.reading.rules import Ref, UnknownError
+from compress.reading.trace import Call, Trace
+
+Ints = npt.NDArray[np.int64]
+Axis = tuple[str, int]  # a tensor's name and one of its dimensions
+
+_ONES = VIEWS | {"aten.unsqueeze", "aten.squeeze"}  # may add or drop axes of length 1
+
+
+class Flow:
+    """The state of one reading: ids of every tensor, ties between them, and who is frozen."""
+
+    def __init__(self, traced: Trace) -> None:
+        self.traced = traced
+        self.slots: dict[Axis, Tensor] = {}  # ids [n] along axes of parameters and buffers
+        self.roles: dict[Axis, str] = {}
+        self.weights: dict[int, str] = {}  # id of a call's output -> the parameter it multiplied with
+        self.notes = list(traced.notes)
+        self._labels: dict[int, Tensor] = {}  # id of an activation -> its ids
+        self._refs: dict[int, Ref] = {}  # id of a view of a parameter -> the parameter
+        self._parent: list[int] = [rules.FIXED, rules.ABSENT]
+        self._why: dict[int, str] = {}
+        self._opaque: dict[str, str] = {}  # parameters that something unknown is done with
+        tensors = dict([*traced.model.named_parameters(), *traced.model.named_buffers()])
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        saved = traced.model.state_dict().keys()  # a buffer that no file holds could not be given its width back
+        self._names = {key: name for key, name in traced.names.items() if name in saved}
+        self._call: Call | None = None
+        self._slotted: set[str] = set()
+        for call in (*traced.calls, *traced.lessons):
+            self._run(call)
+        self._call = None
+        for output in traced.outputs:
+            self.freeze(self.ids(output), "it reaches the model's output")
+        for (name, _), ids in self.slots.items():
+            if name in self._opaque:
+                self.freeze(ids, self._opaque[name])
+
+    # what came out
+
+    @cached_property
+    def frozen(self) -> dict[int, str]:
+        """Why a unit cannot change its number, for those that cannot."""
+        found: dict[int, str] = {}
+        for unit, why in self._why.items():
+            found.setdefault(int(self._root[unit]), why)
+        return found
+
+    @property
+    def top(self) -> int:
+        """The largest unit that there can be."""
+        return len(self._parent) - 1
+
+    def units(self, ids: Tensor) -> Ints:
+        """Units [n] of ids of n elements: one number for all ids that are tied, 0 for what belongs to no channel."""
+        found: Ints = self._root[ids.reshape(-1).numpy()]
+        return found
+
+    def holds(self, tensor: Tensor) -> tuple[Ints, int]:
+        """The units in an activation, and how many elements each of the listed ones stands for."""
+        ids = self.ids(tensor)
+        few = rules.small(ids)
+        return self.units(few), ids.numel() // max(few.numel(), 1)
+
+    @cached_property
+    def _root(self) -> Ints:
+        root = np.array(self._parent, dtype=np.int64)
+        while bool((root[root] != root).any()):
+            root = root[root]
+        root[rules.ABSENT] = rules.FIXED
+        return root
+
+    # what rules may do (rules.Channels)
+
+    def ids(self, tensor: Tensor) -> Tensor:
+        """The ids of an activation, of the same shape."""
+        found = self._labels.get(id(tensor))
+        return rules.fixed(tensor.shape) if found is None else found
+
+    def ref(self, value: Any) -> Ref | None:
+        """The parameter that the value is, or is a plain view of."""
+        if not isinstance(value, Tensor):
+            return None
+        name = self._names.get(id(value))
+        return self._refs.get(id(value)) if name is None else (name, tuple(range(value.dim())))
+
+    def slot(self, name: str, dim: int, ids: Tensor, role: str) -> None:
+        """Axis `dim` of a parameter holds these channels [n]."""
+        self._slotted.add(name)
+        if (name, dim) in self.slots:
+            self.tie(self.slots[name, dim], ids)
+        self.slots.setdefault((name, dim), ids.clone())
+        if self.roles.setdefault((name, dim), role) != role:
+            self._opaque.setdefault(name, f"{name} is used in two ways")
+
+    def new(self, name: str, dim: int) -> Tensor:
+        """Ids [n] of the channels that axis `dim` of this parameter starts (the same at a second use)."""
+        if (name, dim) not in self.slots:
+            start = len(self._parent)
+            self._parent.extend(range(start, start + self._shapes[name][dim]))
+            self.slot(name, dim, torch.arange(start, len(self._parent)), "out")
+        self.slot(name, dim, self.slots[name, dim], "out")
+        return self.slots[name, dim]
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Element by element, these are the same channel."""
+        for d in range(a.dim()):
+            if a.size(d) > 1 and a.stride(d) == 0 and b.stride(d) == 0:
+                a, b = a.narrow(d, 0, 1), b.narrow(d, 0, 1)
+        for one, other in torch.unique(torch.stack([a.reshape(-1), b.reshape(-1)], 1), dim=0).tolist():
+            if one > rules.ABSENT and other > rules.ABSENT:
+                self._join(one, other)
+            elif rules.FIXED in (one, other) and max(one, other) > rules.ABSENT:
+                self._why.setdefault(max(one, other), self._said("it meets a tensor of fixed size"))
+
+    def freeze(self, ids: Tensor, why: str) -> None:
+        """These channels keep their number."""
+        for unit in torch.unique(rules.small(ids)).tolist():
+            if unit > rules.ABSENT:
+                self._why.setdefault(unit, self._said(why))
+
+    def multiplies(self, name: str) -> None:
+        """The operator at hand multiplies with this parameter, so its MACs follow the parameter's size."""
+        assert self._call is not None
+        self.weights[id(self._call.out)] = name
+
+    # the walk
+
+    def _run(self, call: Call) -> None:
+        if self._passes_parameter(call):
+            return
+        self._call, self._slotted = call, set()
+        outs = list(flat(call.out))
+        try:
+            rule = rules.IDS.get(call.op)
+            labels = [] if rule is None else list(flat(rule(self, call)))
+            if rule is None or any(label.shape != out.shape for label, out in zip(labels, outs, strict=False)):
+                raise UnknownError("")
+        except (UnknownError, RuntimeError, IndexError, TypeError, ValueError) as error:
+            self._give_up(call, str(error) if isinstance(error, UnknownError) else "")
+            return
+        for out, label in zip(outs, labels, strict=False):
+            self._labels[id(out)] = label
+        for tensor in call.tensors:
+            ref = self.ref(tensor)
+            if ref is not None and tensor.numel() > 1 and ref[0] not in self._slotted:
+                self._opaque.setdefault(ref[0], f"{_where(call)} reads {ref[0]} as a whole")
+
+    def _give_up(self, call: Call, why: str) -> None:
+        """No rule, or none for this form: every channel that this operator touches is frozen."""
+        what = f"{_where(call)} is not understood" + (f": {why}" if why else "")
+        touched = call.op in MACS
+        for tensor in call.tensors:
+            if (ref := self.ref(tensor)) is not None:
+                self._opaque.setdefault(ref[0], what)
+            elif rules.held(ids := self.ids(tensor)):
+                touched = True
+                for unit in torch.unique(rules.small(ids)).tolist():
+                    self._why.setdefault(unit, what)
+        if touched and what not in self.notes:
+            self.notes.append(what)
+
+    def _passes_parameter(self, call: Call) -> bool:
+        """Views of parameters (a transposed weight) are followed back to the parameter."""
+        ref = self.ref(call.args[0]) if call.args else None
+        if ref is None or call.op not in MOVES | COPIES:
+            return False
+        name, axes = ref
+        tensor, moved = call.args[0], None
+        if call.op in COPIES:
+            moved = axes
+        elif call.op in TURNS:
+            order = call.func(torch.empty(*range(2, tensor.dim() + 2), device="meta"), *call.args[1:])
+            moved = tuple(axes[size - 2] for size in order.shape)  # every axis is known by its length
+        elif call.op in _ONES and [s for s in tensor.shape if s != 1] == [s for s in call.out.shape if s != 1]:
+            longer = iter([axis for axis, size in zip(axes, tensor.shape, strict=True) if size != 1])
+            moved = tuple(next(longer) if size != 1 else None for size in call.out.shape)
+        elif call.op == "aten.expand":
+            lead = call.out.dim() - tensor.dim()
+            sizes = enumerate(call.out.shape[lead:])
+            moved = (*[None] * lead, *[axes[d] if tensor.size(d) == size else None for d, size in sizes])
+        for result in flat(call.out):
+            if moved is not None:
+                self._refs[id(result)] = (name, moved)
+        if moved is None:
+            self._opaque.setdefault(name, f"{_where(call)} cuts {name}")
+        return True
+
+    def _said(self, why: str) -> str:
+        return why if self._call is None else f"{why} ({_where(self._call)})"
+
+    def _join(self, one: int, other: int) -> None:
+        a, b = self._find(one), self._find(other)
+        self._parent[max(a, b)] = min(a, b)
+
+    def _find(self, unit: int) -> int:
+        while self._parent[unit] != unit:
+            self._parent[unit] = self._parent[self._parent[unit]]
+            unit = self._parent[unit]
+        return unit
+
+
+def _where(call: Call) -> str:
+    return f"{call.op.removeprefix('aten.')} in {call.module or 'forward()'}"

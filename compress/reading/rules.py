@@ -1,0 +1,412 @@
+"""How channel ids pass through each operator: a table and plain functions.
+
+Every element of an activation carries the integer id of the channel that it belongs to (`FIXED` where it belongs to
+none). An operator that only moves data is run on the ids themselves; element-wise operators tie the ids that meet; a
+convolution or linear layer starts new ones. What no rule knows freezes all the channels that it touches, with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from compress.reading.operators import (
+    AVERAGES,
+    DICE,
+    MAKERS,
+    MEANS,
+    MOVES,
+    NORMS,
+    POINTWISE,
+    POOLS,
+    SHUFFLES,
+    SPLITS,
+    UNARY,
+    VIEWS,
+)
+from compress.reading.trace import Call
+
+FIXED = 0  # no channel: an element whose number never changes
+ABSENT = 1  # zeros that were padded on: adding them to a channel leaves it as it is
+
+Ref = tuple[str, tuple[int | None, ...]]  # a parameter's name, and its axis behind each axis of a view (None: none)
+
+
+class UnknownError(Exception):
+    """A rule met a form of its operator that it cannot follow; the text ends the sentence "conv2d in stem: ..."."""
+
+
+class Channels(Protocol):
+    """What a rule may do; `flow.Flow` implements it."""
+
+    def ids(self, tensor: Tensor) -> Tensor:
+        """The ids of an activation, of the same shape."""
+        ...
+
+    def ref(self, value: Any) -> Ref | None:
+        """The parameter that the value is, or is a plain view of."""
+        ...
+
+    def slot(self, name: str, dim: int, ids: Tensor, role: str) -> None:
+        """Axis `dim` of a parameter holds these channels [n]."""
+        ...
+
+    def new(self, name: str, dim: int) -> Tensor:
+        """Ids [n] of the channels that axis `dim` of this parameter starts (the same at a second use)."""
+        ...
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Element by element, these are the same channel."""
+        ...
+
+    def freeze(self, ids: Tensor, why: str) -> None:
+        """These channels keep their number."""
+        ...
+
+    def multiplies(self, name: str) -> None:
+        """The operator at hand multiplies with this parameter, so its MACs follow the parameter's size."""
+        ...
+
+
+# ---- ids as tensors -------------------------------------------------------------------------------------------------
+
+
+def fixed(shape: Sequence[int]) -> Tensor:
+    """Ids of a tensor that holds no channels."""
+    return torch.full((), FIXED).expand(tuple(shape))
+
+
+def small(ids: Tensor) -> Tensor:
+    """The same set of ids, without the axes along which they are merely repeated (stride 0)."""
+    for d in range(ids.dim()):
+        if ids.size(d) > 1 and ids.stride(d) == 0:
+            ids = ids.narrow(d, 0, 1)
+    return ids
+
+
+def held(ids: Tensor) -> bool:
+    """Whether any element belongs to a channel."""
+    return bool((small(ids) > ABSENT).any())
+
+
+def vector(ids: Tensor, dim: int) -> Tensor:
+    """The ids [n] along one axis; raises UnknownError where they vary along any other."""
+    for axis in range(ids.dim()):
+        if axis != dim % ids.dim() and ids.size(axis) > 1:
+            first = ids.narrow(axis, 0, 1)
+            if ids.stride(axis) != 0 and not bool((ids == first).all()):
+                raise UnknownError("channels lie along more than one axis of its input")
+            ids = first
+    return ids.reshape(-1)
+
+
+def along(vec: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
+    """Ids of this shape that follow `vec` along one axis."""
+    view = [1] * len(shape)
+    view[dim % len(shape)] = -1
+    return vec.view(view).expand(tuple(shape))
+
+
+def axes_of(ids: Tensor) -> set[int]:
+    """The axes along which ids vary."""
+    ids = small(ids)
+    return {d for d in range(ids.dim()) if ids.size(d) > 1 and not bool((ids == ids.narrow(d, 0, 1)).all())}
+
+
+# ---- how ids pass ---------------------------------------------------------------------------------------------------
+
+
+def convolution(flow: Channels, call: Call) -> Tensor:
+    """[N, C, ...] to [N, O, ...]; within groups, channels are tied from group to group so that groups stay equal."""
+    x, weight, bias, transposed, groups = *call.args[:3], call.args[6], call.args[8]
+    ref, vec = flow.ref(weight), vector(flow.ids(x), 1)
+    if ref is None or ref[1] != tuple(range(weight.dim())):
+        raise UnknownError("its weight is computed")
+    name = ref[0]
+    flow.multiplies(name)
+    columns, rows = (0, 1) if transposed else (1, 0)
+    per_in, per_out = x.shape[1] // groups, call.out.shape[1] // groups
+    if groups > 1 and per_in == 1:  # depthwise: a channel and its copies come and go together
+        made = vec.repeat_interleave(per_out)
+        flow.slot(name, 0, vec if transposed else made, "out")
+    elif groups == 1:
+        flow.slot(name, columns, vec, "in")
+        made = flow.new(name, rows)
+    else:
+        _tie_parts(flow, vec, groups)
+        flow.slot(name, columns, vec if transposed else vec[:per_in], "in")
+        made = flow.new(name, rows).repeat(groups if transposed else 1)
+        _tie_parts(flow, made, groups)
+    if bias is not None:
+        _per_channel(flow, bias, made)
+    return along(made, 1, call.out.shape)
+
+
+def linear(flow: Channels, call: Call) -> Tensor:
+    """[N, I] times a weight matrix [I, O]."""
+    bias, x, weight = call.args[:3] if call.op == "aten.addmm" else (None, *call.args[:2])
+    ref, vec = flow.ref(weight), vector(flow.ids(x), -1)
+    if ref is None:
+        raise UnknownError("both its factors are computed")
+    name, (columns, rows) = ref
+    if columns is None or rows is None:
+        raise UnknownError(f"{name} is not a matrix")
+    flow.multiplies(name)
+    flow.slot(name, columns, vec, "in")
+    made = flow.new(name, rows)
+    if bias is not None:
+        _per_channel(flow, bias, made)
+    return along(made, -1, call.out.shape)
+
+
+def _per_channel(flow: Channels, tensor: Tensor, ids: Tensor) -> None:
+    ref = flow.ref(tensor)
+    if ref is None or ref[1] != (0,):
+        raise UnknownError("it holds one value for each channel in a tensor that is computed or not saved")
+    flow.slot(ref[0], 0, ids, "channel")
+
+
+def batch_norm(flow: Channels, call: Call) -> Tensor:
+    """Ids pass unchanged; weight, bias and running statistics follow them."""
+    ids = flow.ids(call.args[0])
+    vec = vector(ids, 1)
+    for tensor in call.args[1:5]:
+        if isinstance(tensor, Tensor):
+            _per_channel(flow, tensor, vec)
+    return ids
+
+
+def pointwise(flow: Channels, call: Call) -> Tensor:
+    """Channels that meet element by element are tied; a parameter that meets them follows them."""
+    shape = call.out.shape
+    met: tuple[Tensor, set[int]] | None = None
+    for tensor in call.tensors:
+        if flow.ref(tensor) is None:
+            operand = flow.ids(tensor).expand(shape), _thin(tensor, shape)
+            met = operand if met is None else _meet(flow, met, operand)
+    ids = fixed(shape) if met is None else met[0]
+    for tensor in call.tensors:
+        if (ref := flow.ref(tensor)) is not None:
+            _follow(flow, ref, tensor, ids)
+    return ids
+
+
+def _thin(tensor: Tensor, shape: Sequence[int]) -> set[int]:
+    """The axes along which this operand has one value for all."""
+    lead = len(shape) - tensor.dim()
+    return {d for d in range(len(shape)) if shape[d] > 1 and (d < lead or tensor.size(d - lead) == 1)}
+
+
+def _meet(flow: Channels, one: tuple[Tensor, set[int]], other: tuple[Tensor, set[int]]) -> tuple[Tensor, set[int]]:
+    """The ids of two operands of one shape together, and the axes along which both have one value for all."""
+    (a, thin_a), (b, thin_b) = one, other
+    vary_a, vary_b, held_a, held_b = axes_of(a), axes_of(b), held(a), held(b)
+    if not held_a and not held_b:
+        return torch.minimum(a, b), thin_a & thin_b
+    if held_a and held_b and vary_a == vary_b:
+        flow.tie(a, b)
+        return torch.where(a > ABSENT, a, b) if bool((small(a) <= ABSENT).any()) else a, thin_a & thin_b
+    for ids, vary, thin, fellow, fellow_held, fellow_vary, fellow_thin in (
+        (a, vary_a, thin_a, b, held_b, vary_b, thin_b),
+        (b, vary_b, thin_b, a, held_a, vary_a, thin_a),
+    ):
+        if not vary and (thin or fellow_held):
+            flow.freeze(ids, "its one channel meets many")
+        elif vary and fellow_held and fellow_vary:
+            flow.freeze(ids, "it meets other channels along another axis")
+        elif not vary <= fellow_thin:  # padded zeros meet nobody
+            flow.freeze(ids.where(fellow != ABSENT, FIXED), "it meets a tensor of fixed size element by element")
+    return (a if held_a and (vary_a or not held_b) else b), thin_a & thin_b
+
+
+def _follow(flow: Channels, ref: Ref, tensor: Tensor, ids: Tensor) -> None:
+    """A parameter [..., C, ...] that meets channels element by element has one value for each."""
+    name, axes = ref
+    lead, varying = ids.dim() - tensor.dim(), axes_of(ids)
+    if not varying and tensor.numel() > 1:
+        flow.freeze(ids, f"its one channel meets all of {name}")
+    for d in varying:
+        if d >= lead and tensor.size(d - lead) > 1:
+            axis = axes[d - lead]
+            if axis is None:
+                raise UnknownError(f"it meets {name} along an axis that is none of it")
+            flow.slot(name, axis, vector(ids, d), "channel")
+
+
+def move(flow: Channels, call: Call) -> Any:
+    """Operators that only move data are run on the ids; equal parts into which they cut channels stay equal."""
+    ids = flow.ids(call.args[0])
+    if call.op in VIEWS:
+        moved = ids.reshape(call.out.shape)
+        if constants := _constants(call.args[0].shape, call.out.shape):
+            for dim in axes_of(moved).intersection(constants):
+                _tie_equals(flow, moved.unbind(dim))
+                moved = moved.narrow(dim, 0, 1).expand(call.out.shape)
+        return moved
+    moved = call.func(ids, *call.args[1:], **call.kwargs)
+    if call.op in SPLITS:
+        _tie_equals(flow, moved)
+    return moved
+
+
+def _tie_parts(flow: Channels, vec: Tensor, parts: int) -> None:
+    """Ids [n] in this many equal parts: the first of each is one channel, the second, and so on."""
+    _tie_equals(flow, vec.view(parts, -1).unbind())
+
+
+def _tie_equals(flow: Channels, parts: Sequence[Tensor]) -> None:
+    if all(part.shape == parts[0].shape for part in parts):
+        for part in parts[1:]:
+            flow.tie(parts[0], part)
+
+
+def _constants(shape: Sequence[int], new: Sequence[int]) -> list[int]:
+    """Where a view cuts an axis in several: those of the new axes that do not follow its length.
+
+    Channel shuffles cut [N, C, ...] into [N, groups, C / groups, ...], generators [N, C * H * W] into [N, C, H, W].
+    Where this guess is wrong the model breaks when its width changes, and `surgery.widths.survey` sees that.
+    """
+    found: list[int] = []
+    start = 0
+    for size in (size for size in shape if size > 1):
+        end, reach = start, 1
+        while end < len(new) and reach < size:
+            reach *= new[end]
+            end += 1
+        if reach != size:
+            return []  # several axes in one, or none for one
+        parts = [d for d in range(start, end) if new[d] > 1]
+        found += parts[1:] if len(shape) == 2 else parts[:-1]
+        start = end
+    return found
+
+
+def shuffle(flow: Channels, call: Call) -> Tensor:
+    """Channels of equal groups change places, or turn into pixels, [N, C r r, H, W] to [N, C, H r, W r], and back."""
+    vec = vector(flow.ids(call.args[0]), 1)
+    if call.op == "aten.pixel_unshuffle":
+        return along(vec.repeat_interleave(call.args[1] ** 2), 1, call.out.shape)
+    if call.op == "aten.pixel_shuffle":
+        parts = vec.view(-1, call.args[1] ** 2)
+        _tie_equals(flow, parts.unbind(1))
+        return along(parts[:, 0], 1, call.out.shape)
+    _tie_parts(flow, vec, call.args[1])
+    return along(vec.view(call.args[1], -1).t().reshape(-1), 1, call.out.shape)
+
+
+def glu(flow: Channels, call: Call) -> Tensor:
+    """One half of the channels times a gate made of the other."""
+    halves = flow.ids(call.args[0]).chunk(2, call.args[1] if len(call.args) > 1 else -1)
+    _tie_equals(flow, halves)
+    return halves[0]
+
+
+def concat(flow: Channels, call: Call) -> Tensor:
+    """Ids of the parts, one after the other (cat) or side by side along a new axis (stack)."""
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    parts = [flow.ids(t) for t in call.args[0]]
+    if call.op == "aten.stack":
+        return torch.stack(parts, dim)
+    for d in range(parts[0].dim()):  # what is merely repeated stays so: ids of large pictures take no memory
+        if d != dim % parts[0].dim() and all(p.stride(d) == 0 for p in parts):
+            parts = [p.narrow(d, 0, 1) for p in parts]
+    return torch.cat(parts, dim).expand(call.out.shape)
+
+
+def pad(flow: Channels, call: Call) -> Tensor:
+    """Zeros padded on belong to no channel and hold none; other values fix what they meet."""
+    ids, widths, value = flow.ids(call.args[0]), call.args[1], call.args[2] if len(call.args) > 2 else 0
+    if ids.dim() >= 3 and not any(widths[2 * (ids.dim() - 2) :]):  # only pixels
+        return along(vector(ids, 1), 1, call.out.shape)
+    return torch.constant_pad_nd(ids, widths, ABSENT if value == 0 else FIXED)
+
+
+def pool(flow: Channels, call: Call) -> Tensor:
+    """Channels stay; the picture shrinks or grows."""
+    out = call.out[0] if isinstance(call.out, tuple) else call.out
+    if out.dim() < 3:
+        raise UnknownError("its input has no batch axis")
+    return along(vector(flow.ids(call.args[0]), 1), 1, out.shape)
+
+
+def mean(flow: Channels, call: Call) -> Tensor:
+    """An average over positions keeps channels; one over channels fixes their number."""
+    ids = flow.ids(call.args[0])
+    said = call.args[1] if len(call.args) > 1 else None
+    dims = {d % ids.dim() for d in ([said] if isinstance(said, int) else said or range(ids.dim()))}
+    if dims & axes_of(ids):
+        raise UnknownError("it runs over channels")
+    for d in dims:
+        ids = ids.narrow(d, 0, 1)
+    return ids.reshape(call.out.shape)
+
+
+def group_norm(flow: Channels, call: Call) -> Tensor:
+    """A group is averaged over, so its channels come and go together; other groups do not care."""
+    ids, groups = flow.ids(call.args[0]), call.args[6]
+    if groups == 1 or not held(ids):
+        return average(flow, call)
+    vec = vector(ids, 1)
+    if bool((vec <= ABSENT).any()):
+        raise UnknownError("not all that it averages over are channels")
+    _tie_equals(flow, vec.view(groups, -1).unbind(1))
+    for tensor in call.args[1:3]:
+        if isinstance(tensor, Tensor):
+            _per_channel(flow, tensor, vec)
+    return ids
+
+
+def average(flow: Channels, call: Call) -> Tensor:
+    """Softmax, layer norm, group norm of one group: what they average over keeps its number, to be exact."""
+    if held(ids := flow.ids(call.args[0])):
+        flow.freeze(ids, f"{call.op.removeprefix('aten.').removeprefix('native_').strip('_')} averages over it")
+    return ids
+
+
+def restride(flow: Channels, call: Call) -> Tensor:
+    """Another memory layout of what has one axis at most, as an average over all pixels leaves it."""
+    ids = flow.ids(call.args[0])
+    if call.out.numel() != max(call.out.shape, default=1):
+        raise UnknownError("elements may change places")
+    return ids
+
+
+def same(flow: Channels, call: Call) -> Tensor:
+    """Element by element on one tensor: ids pass unchanged."""
+    return flow.ids(call.args[0])
+
+
+def maker(flow: Channels, call: Call) -> Tensor:
+    """A tensor of a stated size, whatever else is looked at (its type, its device)."""
+    return fixed(call.out.shape)
+
+
+def dice(flow: Channels, call: Call) -> Tensor:
+    """Chance belongs to no channel and holds none: new dice are thrown for as many as there are."""
+    return torch.full((), ABSENT).expand(call.out.shape)
+
+
+IDS: dict[str, Callable[[Channels, Call], Any]] = {
+    "aten.convolution": convolution,
+    "aten.addmm": linear,
+    "aten.mm": linear,
+    "aten.cat": concat,
+    "aten.stack": concat,
+    "aten.constant_pad_nd": pad,
+    "aten.glu": glu,
+    "aten.as_strided_": restride,
+    **dict.fromkeys(SHUFFLES, shuffle),
+    **dict.fromkeys(MEANS, mean),
+    **dict.fromkeys(AVERAGES, average),
+    "aten.native_group_norm": group_norm,
+    **dict.fromkeys(MAKERS, maker),
+    **dict.fromkeys(DICE, dice),
+    **dict.fromkeys(UNARY, same),
+    **dict.fromkeys(POINTWISE, pointwise),
+    **dict.fromkeys(MOVES, move),
+    **dict.fromkeys(POOLS, pool),
+    **dict.fromkeys(NORMS, batch_norm),
+}

@@ -1,0 +1,161 @@
+"""One forward pass, written down: every operator that ran, on tensors that hold no numbers.
+
+The model is copied with all its tensors on device `meta` (shapes without storage), so tracing DenseNet-121 takes a
+tenth of a second and no memory, and the user's own module is never touched. Nothing is symbolic: whatever Python runs,
+runs. A forward pass that depends on the *values* of its input cannot be read, nor exported, and is refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compress.errors import UsageError, one_line
+from compress.reading.ghost import countable, flat, ghost
+from compress.reading.inputs import Shape, blanks, each
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator as it ran; tensors are compared by identity."""
+
+    op: str  # "aten.convolution"
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    module: str  # dotted name of the innermost module that was running; "" is the model itself
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensor arguments in order, those in lists included."""
+        return list(flat([*self.args, *self.kwargs.values()]))
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One call of a module that has no children."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    output: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A forward pass: operators and leaf modules in the order of their calls."""
+
+    model: nn.Module  # the copy on device meta
+    calls: tuple[Call, ...]
+    visits: tuple[Visit, ...]
+    names: dict[int, str]  # id of a parameter or buffer -> its name
+    outputs: tuple[Tensor, ...]
+    lessons: tuple[Call, ...] = ()  # of a pass in training mode, where that reads other weights; they cost nothing
+    notes: tuple[str, ...] = ()  # what no pass shows
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, where: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.where = where
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.calls.append(Call(str(func.overloadpacket), func, tuple(args), dict(kwargs), out, self.where[-1]))
+        return out
+
+
+def trace(model: nn.Module, shape: Shape) -> Trace:
+    """Run a copy of the model once, in eval mode, on inputs of shape [1, *shape] and write down what ran.
+
+    Raises UsageError where the model cannot be copied, or does not run on that shape, or looks at values.
+    """
+    try:
+        ghostly = ghost(model)
+    except Exception as error:
+        raise UsageError(
+            f"the model cannot be copied ({one_line(error)}); a model must survive copy.deepcopy"
+        ) from None
+    names: dict[int, str] = {}
+    for name, tensor in [*ghostly.named_parameters(), *ghostly.named_buffers()]:
+        names.setdefault(id(tensor), name)
+    try:
+        calls, visits, output = _run(ghostly, blanks(ghostly, shape))
+    except Exception as error:
+        raise UsageError(
+            f"the model cannot be traced with {_asked(shape)} ({one_line(error)}); "
+            "check the input shape, and that forward() does not depend on the values of its input"
+        ) from error
+    outputs = tuple(flat(output))
+    if not outputs:
+        raise UsageError(f"the model returns no tensor but {type(output).__name__}; forward() must return its logits")
+    return Trace(ghostly, calls, visits, names, outputs)
+
+
+def taught(traced: Trace, shape: Shape) -> Trace:
+    """The same, with a pass in training mode where that reads other parameters: auxiliary heads, heads used twice.
+
+    It takes a batch of two, since batch norm refuses one value for each channel. A note says which parameters neither
+    pass reads, and why where training cannot be tried: a forward pass that throws dice, or wants labels.
+    """
+    own = {id(parameter): name for name, parameter in traced.model.named_parameters()}
+
+    def reads(calls: Iterable[Call]) -> list[str]:
+        return [own[id(tensor)] for call in calls for tensor in call.tensors if id(tensor) in own]
+
+    known, why = reads(traced.calls), "in either mode"
+    lessons: tuple[Call, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    try:
+        traced.model.train()
+        lessons, _, output = _run(traced.model, blanks(traced.model, shape, batch=2))
+    except Exception as error:
+        why = f"in eval mode, and training mode cannot be tried ({one_line(error)})"
+    else:
+        outputs = tuple(flat(output))
+    finally:
+        traced.model.eval()
+    learned = reads(lessons)
+    if learned == known and [t.shape[1:] for t in outputs] == [t.shape[1:] for t in traced.outputs]:
+        lessons, outputs = (), ()
+    unread = [name for name in own.values() if name not in {*known, *learned}]
+    notes = (f"{len(unread)} parameters are not read {why}: {', '.join(unread[:3])}",) if unread else ()
+    return replace(traced, outputs=(*traced.outputs, *outputs), lessons=lessons, notes=notes)
+
+
+def _asked(shape: Shape) -> str:
+    shapes = [[1, *one] for one in each(shape)]
+    return f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"inputs of shapes {shapes}"
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Call, ...], tuple[Visit, ...], Any]:
+    """What runs when the model is called: operators, leaf modules, and what it returns."""
+    paths = {id(module): name for name, module in model.named_modules()}
+    where = [""]
+    visits: list[Visit] = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        where.append(paths.get(id(module), where[-1]))
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        name = where.pop()
+        if next(module.children(), None) is None and id(module) in paths:
+            visits.append(Visit(name, module, tuple(inputs), output))
+
+    recorder = _Recorder(where)
+    with ExitStack() as stack:
+        stack.enter_context(countable())
+        for hook in (register_module_forward_pre_hook(enter), register_module_forward_hook(leave)):
+            stack.callback(hook.remove)
+        stack.enter_context(recorder)
+        output = model(*inputs)
+    return tuple(recorder.calls), tuple(visits), output

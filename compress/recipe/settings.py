@@ -1,0 +1,304 @@
+"""Every key a recipe may say: its unit, its range, its default and why that is the default.
+
+Values are frozen and unknown keys refused. The text under a key is its description in the JSON Schema. The methods' own
+keys are in their folders.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, model_validator
+
+from compress.budget import limits as budgets
+from compress.errors import UsageError
+from compress.methods.adenel.settings import Adenel
+from compress.methods.autogrow.settings import Autogrow
+from compress.methods.l1.settings import L1
+from compress.methods.lwp.settings import Lwp
+from compress.methods.scratch.settings import Scratch
+from compress.recipe.keys import Count, Duration, Keys, NotNegative, Part, Positive, Span, Whole, number
+
+Method = Annotated[Adenel | Autogrow | L1 | Lwp | Scratch, Field(discriminator="name")]
+# What a step before one of this method may take, of the part of the budget that this one may.
+SHARES = {"adenel": 0.5, "autogrow": 0.5, "l1": 2.0, "lwp": 2.0, "scratch": 1.0}
+
+
+def grows_present(method: Adenel | Autogrow, *, after: bool) -> bool:
+    """Whether a method that grows goes on from the net as it is; unless it says so, `after` another step alone."""
+    return after if method.begin is None else method.begin == "present"
+
+
+def _held_out(said: float) -> float:
+    if said > 1 and said.is_integer():
+        return int(said)
+    if not 0 < said < 1:
+        raise ValueError(f"expected a fraction above 0 and below 1, or a whole number of images from 2, got {said:g}")
+    return said
+
+
+Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of the one input, or of each of several
+_SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}}
+_SHAPE = {"anyOf": [{**_SIZES, "minItems": 3, "maxItems": 3}, {"type": "array", "items": _SIZES, "minItems": 1}]}
+
+
+def _shape(said: Any) -> Shape:
+    shapes = list(said) if isinstance(said, list | tuple) else []
+    several = bool(shapes) and all(isinstance(one, list | tuple) for one in shapes)
+    for one in shapes if several else [shapes]:
+        if not one or any(type(size) is not int or size < 1 for size in one):
+            raise ValueError(
+                f"expected whole numbers from 1, as [3, 32, 32] or, for two inputs, [[3, 8, 8], [10]], got {said}"
+            )
+    if len(shapes[0] if several else shapes) != 3:
+        raise ValueError(f"expected three numbers, [channels, height, width], got {list(said)}")
+    return tuple(map(tuple, shapes)) if several and len(shapes) > 1 else tuple(shapes[0] if several else shapes)
+
+
+def _factory(said: str) -> str:
+    module, _, name = said.rpartition(":")
+    dotted = all(part.isidentifier() for part in module.split("."))
+    if not (name.isidentifier() and (dotted or (module.endswith(".py") and module != ".py"))):
+        raise ValueError(f"expected 'package.module:callable' or './file.py:callable', got {said!r}")
+    return said
+
+
+def _stated(said: Any) -> Any:
+    return [e.model_dump() if isinstance(e, Stated) else e for e in said] if isinstance(said, tuple) else said
+
+
+def _budget(said: Any) -> Any:
+    if said is not None:
+        try:
+            budgets.amounts(_stated(said))
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+    return said
+
+
+def _named(said: Any) -> Any:
+    return [{"name": step} if isinstance(step, str) else step for step in said] if isinstance(said, list) else said
+
+
+class Model(Keys):
+    """The full network, which 'base', '50%' and the train-cost refer to."""
+
+    factory: Annotated[str, AfterValidator(_factory)]
+    """Callable that builds the full net, required: 'package.module:callable', or './file.py:callable' by the recipe."""
+    args: dict[str, JsonValue] = Field({})
+    """Keyword arguments of the factory; none by default."""
+    input: Annotated[Shape, BeforeValidator(_shape), WithJsonSchema(_SHAPE)] | None = None
+    """Shape of the input, [channels, height, width] in pixels, or of each of several, the images first, as in
+    [[3, 8, 8], [10]]; null takes it from the data."""
+    weights: str | None = None
+    """A .safetensors file or a saved state_dict to start from, relative to the recipe; null: the factory's own weights,
+    which it may have loaded itself. For methods that prune or that grow with begin: present; the others draw anew."""
+    include: tuple[str, ...] = ("*",)
+    """Modules whose filters may come and go: shell patterns over their dotted names, such as 'layer*.conv1'; all."""
+    exclude: tuple[str, ...] = ()
+    """Modules whose filters stay as they are, likewise; none."""
+
+
+class Data(Keys):
+    """The images: where they are, how they are split and how training varies them."""
+
+    source: Literal["digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100", "folder", "npz"] = "digits"
+    """Data set; 'digits' ships with the package, so that a first run needs no download. An npz holds x_train, y_train,
+    x_test, y_test and, if you like, x_val, y_val; of a model with several inputs also x2_train, x2_test and so on."""
+    path: str | None = None
+    """File (npz) or folder (others), relative to the recipe; null: its usual place, which npz and folder lack."""
+    download: bool = False
+    """Fetch a missing data set; off, so that a run asks nothing of a network."""
+    val: Annotated[float, BeforeValidator(number), AfterValidator(_held_out)] = 0.1
+    """Training images held out for decisions: a fraction below 1 (float), or a number of images (int). A tenth is 5,000
+    of CIFAR's, a standard error of half a point. 'digits' has its own fixed split."""
+    train: Count | None = None
+    """Use only this many training images, after a seeded shuffle; null uses all, as results do."""
+    crop: Whole = 0
+    """Zero padding in pixels before a random crop; 0 is off, 4 is usual for 32-pixel images."""
+    flip: bool = False
+    """Mirror half of the training images; off, since it is wrong for digits."""
+    cutout: Whole = 0
+    """Side in pixels of a square that is blanked in each training image, anywhere (DeVries and Taylor 2017); 0 is off,
+    8 of 32 is what VGG16 within 43 MFLOPs was trained with for 64 epochs; alone it was not measured."""
+    mean: tuple[NotNegative, ...] | None = None
+    """Mean of each channel that is subtracted, of pixels from 0 to 1; null measures it on the training images. Weights
+    trained elsewhere need theirs."""
+    std: tuple[Positive, ...] | None = None
+    """Standard deviation of each channel that is divided by, likewise."""
+    size: Count | None = None
+    """Resize a folder's images to this many pixels a side; null keeps them."""
+    workers: Whole = 2
+    """Loading threads for folders too large for memory; 2 keep a small net on a small CPU fed."""
+
+    @model_validator(mode="after")
+    def _has_place(self) -> Self:
+        if self.source in ("folder", "npz") and self.path is None:
+            raise ValueError(f"the source '{self.source}' needs a path; write data.path, relative to the recipe")
+        return self
+
+
+class Train(Keys):
+    """Plain SGD, shared by all methods."""
+
+    batch: Count = 128
+    """Images a step; 128 is what the published results used."""
+    lr: Positive = 0.1
+    """Peak learning rate; 0.1 is usual with batch norm (0.05 without it)."""
+    momentum: Part = 0.9
+    """SGD momentum, below 1; 0.9 is what the published results used."""
+    nesterov: bool = False
+    """Nesterov's momentum; off, as in the published results."""
+    weight_decay: NotNegative = 5e-4
+    """L2 decay of weights, per step; as the published baselines."""
+    label_smoothing: Part = 0.0
+    """Share of the target spread over all classes; 0 is plain."""
+    loss: Annotated[str, AfterValidator(_factory)] | None = None
+    """loss(output, y) -> one number, as 'package.module:callable' or './file.py:callable'; null is cross-entropy."""
+    metric: Annotated[str, AfterValidator(_factory)] | None = None
+    """metric(output, y) -> a score for each image, or their mean, larger being better; null is top-1."""
+    step: Annotated[str, AfterValidator(_factory)] | None = None
+    """step(model, x, y) -> (loss, output), where a batch needs more than model(x) and a loss; null is just that."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of training; 'auto' is bf16 where the processor is faster with it, else fp32."""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """Layout of images in memory; 'auto' is channels_last where it is faster, see train.memory_format_of."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0; write momentum: 0.9 or nesterov: false")
+        return self
+
+
+class Stated(Keys):
+    """One limit with its level."""
+
+    limit: str
+    """Amount with its unit: '43MFLOPs', '0.58Mparams', '2.4MB', '256KiB@activations', '5ms@onnxruntime-cpu/1', '50%' of
+    the full net."""
+    level: Literal["error", "warn"] | None = None
+    """What a broken limit does; a warning never fails. null is 'error', but 'warn' for a latency: that is measured."""
+
+
+class Require(Keys):
+    """What the result reaches, or the run fails."""
+
+    val_accuracy: Annotated[float, Field(gt=0, le=1), BeforeValidator(number)] | None = None
+    """Least accuracy on the validation images, as a fraction of 1; null: none."""
+    val_score: Annotated[float, BeforeValidator(number)] | None = None
+    """Least mean score on them by train.metric; null: none."""
+
+    @property
+    def least(self) -> float | None:
+        """What is required, whichever it is."""
+        return self.val_accuracy if self.val_score is None else self.val_score
+
+    @model_validator(mode="after")
+    def _asks_for_one(self) -> Self:
+        if (self.val_accuracy is None) == (self.val_score is None):
+            raise ValueError("write val_accuracy, or val_score where the recipe has a train.metric")
+        return self
+
+
+class Baseline(Keys):
+    """What the train-cost is relative to: the full net's MACs x training images x epochs."""
+
+    epochs: Positive = 300.0
+    """Epochs of the baseline; 300 is what the published results took on CIFAR."""
+    name: str | None = None
+    """What the report calls it; null names the factory and the epochs."""
+
+
+class Export(Keys):
+    """The files that a run leaves."""
+
+    bake_preprocessing: bool = False
+    """Put normalisation into the graph; off, so that costs are the net's own. The metadata has it."""
+
+
+class Recipe(Keys):
+    """A run, completely: equal recipes, data and machines give equal files."""
+
+    model: Model
+    """The full network."""
+    data: Data = Data()
+    """The images."""
+    train: Train = Train()
+    """The optimizer."""
+    method: Method | None = None
+    """How the network becomes compact; required, unless 'steps' says it."""
+    steps: Annotated[tuple[Method, ...] | None, BeforeValidator(_named)] = None
+    """Several methods, one after the other, by name or as what 'method' takes: each goes on with the network that the
+    one before it left. null: just 'method'."""
+    budget: Annotated[str | tuple[str | Stated, ...] | None, BeforeValidator(_budget)] = None
+    """What the result may cost, all limits at once; null: the command line says it."""
+    align: Annotated[
+        Literal[1, 8, 16],
+        BeforeValidator(lambda said: 1 if said == "none" else number(said)),
+        WithJsonSchema({"enum": [1, 8, 16, "none"]}),
+    ] = 1
+    """Widths are multiples of this; 1 ('none') fills the budget best, 8 or 16 suit tensor cores, and with 16 nets train
+    faster on several CPU threads: VGG16 on two, 118 ms a step at 45 MMACs, 139 to 176 at 42 with uneven widths."""
+    require: Require | None = None
+    """What the result reaches or fails; null asks for nothing."""
+    baseline: Baseline = Baseline()
+    """What the train-cost is relative to."""
+    export: Export = Export()
+    """What the files of a run hold beyond the net."""
+    checkpoint: Span = Duration(5.0, "epochs")
+    """Training between two saves: what an interruption costs at most; saving more often would only cost time."""
+    seed: Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(number)] = 0
+    """Number that all randomness starts from, below 2**32; any will do."""
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _has_methods(self) -> Self:
+        if (self.method is None) == (not self.steps):
+            raise ValueError("write method: {name: adenel}, or several as steps: [autogrow, adenel], and not both")
+        if self.method is not None and self.method.share is not None:
+            raise ValueError("method.share: one method has the whole budget; leave the key out, or write steps")
+        if self.shares[-1] > 1:
+            raise ValueError(f"the last step may take {self.shares[-1]:g} of the budget; write a share of at most 1")
+        names, shares = [method.name for method in self.methods], self.shares
+        for at, method in list(enumerate(self.methods))[1:]:
+            grows = isinstance(method, Adenel | Autogrow) and grows_present(method, after=True)
+            if grows and shares[at - 1] > shares[at]:
+                raise ValueError(
+                    f"{names[at - 1]} may take {shares[at - 1]:g} of the budget, but {method.name}, which grows what "
+                    f"it leaves, only {shares[at]:g}"
+                )
+        if "lwp" in names and "autogrow" in names[names.index("lwp") :]:
+            raise ValueError("autogrow cannot follow lwp: a network whose connections were cut has no stages left")
+        return self
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods in their order."""
+        return (self.method,) if self.method is not None else self.steps or ()
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The part of the budget that each method's net may take."""
+        shares: list[float] = []
+        for at, method in reversed(list(enumerate(self.methods))):
+            usual = shares[0] * SHARES[self.methods[at + 1].name] if shares else 1.0
+            shares.insert(0, usual if method.share is None else method.share)
+        return tuple(shares)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths of this recipe start from."""
+        return self._folder
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same recipe, lying in `folder`."""
+        copy = self.model_copy()
+        copy._folder = folder
+        return copy
+
+    def limits(self, base: budgets.Cost | None = None) -> budgets.Budget:
+        """Return the budget, shares being of `base`; raises UsageError where the recipe states none."""
+        if self.budget is None:
+            raise UsageError("The recipe states no budget; write `budget: 43MFLOPs` in it or give --budget 43MFLOPs.")
+        return budgets.Budget.parse(_stated(self.budget), base)

@@ -1,0 +1,314 @@
+"""Images and labels as batches of tensors: where they come from, how they are split and how training varies them.
+
+    data = load(settings.Data(), batch=128, seed=0, device=torch.device("cpu"))
+    data.stream(start, steps)      training batches, varied, number start .. start + steps - 1 of an endless sequence
+    data.split("val")              one split in order, not varied
+
+A batch is (x, y): normalised images, or a tuple of them and the further inputs of a model that takes several, which are
+neither varied nor normalised; and the labels or targets.
+
+Nothing here has a random state. The order of epoch e depends on (seed, e) alone, what varies the images of batch b on
+(seed, b) alone, drawn on the CPU for every device: the sequence can be entered anywhere, and so a run can be resumed.
+
+The built-in digits are "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI Machine Learning
+Repository (CC BY 4.0), as made by benchmarks/make_digits.py.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from compress.errors import UsageError
+from compress.reading.inputs import Batch, each, plainly
+from compress.training.seeds import seed_of
+from compress.training.sources import TORCHVISION, Files, Found, Source, read_folder, read_npz, read_torchvision
+
+if TYPE_CHECKING:
+    from compress.recipe import settings
+
+IN_MEMORY = 2 * 10**9  # bytes of uint8 images: ten times CIFAR, and twice this still loads on a small machine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """A data set, split and ready to train on; made by `load`."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Names of the classes; none where the targets are no class labels."""
+    shape: tuple[int, ...] | tuple[tuple[int, ...], ...]
+    """Channels, height and width of one image; of several inputs the shape of each, the image first."""
+    mean: tuple[float, ...]
+    """What is subtracted from each channel, in the range 0 to 1: its mean over the training images, unless stated."""
+    std: tuple[float, ...]
+    """What it is divided by: its standard deviation likewise; 1 where a channel is constant."""
+    counts: dict[str, int]
+    """Images in "train", "val" and "test"; 0 where the data has no test images."""
+    batch: int
+    """Images in a training batch."""
+    steps_per_epoch: int
+    """Full batches in a pass over the training images; which images are left over changes with each epoch."""
+    digest: str
+    """SHA-256 over names, labels, further inputs, who is in which split, and the histogram of the training pixels."""
+    device: torch.device
+    seed: int
+    crop: int
+    flip: bool
+    parts: Mapping[str, tuple[Source, Tensor]]
+    """Each split's source, and its images' numbers there: int64 [n] on the CPU."""
+    scaling: tuple[Tensor, Tensor]
+    """Factor and summand [1, C, 1, 1] that turn uint8 into normalised values."""
+    cutout: int = 0
+    """Side in pixels of the square that is blanked in each training image; 0 for none."""
+    share: float = 1.0
+    """Training images that are used, of those that there are."""
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """Channels, height and width of one image."""
+        return each(self.shape)[0]
+
+    def stream(self, start: int, steps: int, *, varied: bool = True) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the training batches number `start` to `start + steps - 1`, counted from 0 across all epochs.
+
+        Each is (x float32 [B, C, H, W], y int64 [B]). `varied=False` leaves out crops, flips and cutout.
+        """
+        source, _ = self.parts["train"]
+        steps_from = range(start, start + steps)
+        for number, (images, *others, y) in zip(steps_from, source.take(self._picks(steps_from)), strict=True):
+            if varied and (self.crop or self.flip):
+                images = vary(images, self.draws(number).to(self.device, non_blocking=True), self.crop)
+            x = self._normalised(images)
+            if varied and self.cutout:
+                blank(x, self.centres(number).to(self.device, non_blocking=True), self.cutout)
+            yield _batch(x, others), y
+
+    def split(self, name: str, batch: int = 512) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield all of "train", "val" or "test" in order, not varied: (x float32 [n, C, H, W], y int64 [n]).
+
+        Raises UsageError where the data has no such images.
+        """
+        source, numbers = self._part(name)
+        taken = source.take(torch.split(numbers, batch))
+        return ((_batch(self._normalised(images), others), y) for images, *others, y in taken)
+
+    def raw(self, name: str, n: int) -> Batch:
+        """Return a split's first `n` images as they are, uint8 [n, C, H, W] on the CPU, and what stands beside them;
+        fewer where it has fewer.
+        """
+        source, numbers = self._part(name)
+        images, *others, _ = (column.cpu() for column in next(source.take([numbers[:n]])))
+        return _batch(images, others)
+
+    def draws(self, number: int) -> Tensor:
+        """Return what varies training batch `number`, int64 [3, B]: top and left of its crops, 1 for mirrored."""
+        draw = torch.Generator().manual_seed(seed_of(self.seed, "variation", number))
+        corner = torch.randint(0, 2 * self.crop + 1, (2, self.batch), generator=draw)
+        return torch.cat([corner, torch.randint(0, 1 + self.flip, (1, self.batch), generator=draw)])
+
+    def centres(self, number: int) -> Tensor:
+        """Return where the squares that are blanked in training batch `number` lie, int64 [2, B]: row and column."""
+        draw = torch.Generator().manual_seed(seed_of(self.seed, "cutout", number))
+        return torch.stack([torch.randint(0, side, (self.batch,), generator=draw) for side in self.image[1:]])
+
+    def _picks(self, steps: Iterable[int]) -> Iterator[Tensor]:
+        _, numbers = self.parts["train"]
+        epoch, order = -1, numbers
+        for step in steps:
+            if epoch != step // self.steps_per_epoch:
+                epoch = step // self.steps_per_epoch
+                draw = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+                order = numbers[torch.randperm(len(numbers), generator=draw)]
+            first = step % self.steps_per_epoch * self.batch
+            yield order[first : first + self.batch]
+
+    def _part(self, name: str) -> tuple[Source, Tensor]:
+        if not self.counts.get(name):
+            have = " and ".join(f"{count} {split}" for split, count in self.counts.items() if count)
+            raise UsageError(f"The data '{self.name}' has no {name} images, only {have} images.")
+        return self.parts[name]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        factor, summand = self.scaling
+        return images.float().mul_(factor).add_(summand)
+
+
+def _batch(images: Tensor, others: Sequence[Tensor]) -> Batch:
+    """What a model is called with."""
+    return (images, *others) if others else images
+
+
+def vary(images: Tensor, draws: Tensor, crop: int) -> Tensor:
+    """Shift each image by up to `crop` pixels, black coming in, and mirror it where told.
+
+    images uint8 [B, C, H, W]; draws int64 [3, B]: row and column, 0 to 2 * crop, of the crop within the padded image,
+    and 1 for mirrored. Padding is 0 before normalisation, that is black, torchvision's usual order of transforms.
+    """
+    b, c, h, w = images.shape
+    top, left, mirrored = draws.view(3, b, 1, 1)
+    line = torch.arange(w, device=images.device)
+    columns = left + torch.where(mirrored.bool(), w - 1 - line, line)  # [B, 1, W]
+    rows = top + torch.arange(h, device=images.device).view(h, 1)  # [B, H, 1]
+    source = (rows * (w + 2 * crop) + columns).view(b, 1, h * w).expand(b, c, h * w)
+    padded = functional.pad(images, (crop,) * 4).flatten(2)
+    return padded.gather(2, source).view(b, c, h, w)  # one gather: twice as fast as unfold and where
+
+
+def blank(x: Tensor, centres: Tensor, side: int) -> None:
+    """Set a square of each image to 0, the mean of normalised pixels, in place.
+
+    x float [B, C, H, W]; centres int64 [2, B]: the row and the column of each square of `side` pixels, of an even side
+    the one after its middle. What of a square lies outside of its image changes nothing: as published (Cutout, DeVries
+    and Taylor 2017).
+    """
+    covered = []
+    for first, length in zip(centres - side // 2, x.shape[2:], strict=True):
+        offset = torch.arange(length, device=x.device) - first.view(-1, 1)  # [B, H] and then [B, W]
+        covered.append((offset >= 0) & (offset < side))
+    rows, columns = covered
+    x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def load(
+    said: "settings.Data",
+    *,
+    batch: int,
+    seed: int,
+    device: torch.device,
+    root: Path = Path(),
+    in_memory: int = IN_MEMORY,
+) -> Data:
+    """Load what a recipe's `data` says; relative paths start at `root`, the recipe's folder.
+
+    Validation images are held out of the training images, every class in proportion, unless the data has its own.
+    Folders of more than `in_memory` bytes of uint8 images are read as they are needed. Raises UsageError.
+    """
+    found = _found(said, device, root, in_memory)
+    parts = {name: (source, torch.arange(len(source.labels))) for name, source in found.sources.items()}
+    train, numbers = parts["train"]
+    if "val" not in parts:
+        labels = train.labels.cpu() if found.classes else torch.zeros(len(numbers), dtype=torch.int64)
+        held, numbers = hold_out(labels, _count(said.val, len(numbers)), seed)
+        parts["val"] = (train, held)
+    there = len(numbers)
+    if said.train is not None:
+        if said.train > len(numbers):
+            raise UsageError(f"data.train: {said.train} is more than the {len(numbers)} training images there are.")
+        draw = torch.Generator().manual_seed(seed_of(seed, "subset", 0))
+        numbers = numbers[torch.randperm(len(numbers), generator=draw)[: said.train]].sort().values
+    if batch > len(numbers):
+        raise UsageError(f"train.batch: {batch} is more than the {len(numbers)} training images; choose a smaller one.")
+    if (said.crop or said.flip) and not found.classes and train.labels.dim() > 2:
+        raise UsageError("data.crop and data.flip would move the images and not their targets; leave both out.")
+    if said.cutout >= min(train.shape[1:3]):
+        height, width = train.shape[1:3]
+        raise UsageError(
+            f"data.cutout: {said.cutout} would blank all or most of images of {height} x {width} pixels; choose less: "
+            "a quarter of a side is usual."
+        )
+    parts["train"] = (train, numbers)
+    histogram = _histogram(train, numbers)
+    mean, std = _moments(histogram)
+    mean, std = _stated("mean", said.mean, mean), _stated("std", said.std, std)
+    factor = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, -1, 1, 1)
+    summand = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, -1, 1, 1)
+    return Data(
+        name=said.source,
+        classes=found.classes,
+        shape=plainly((train.shape, *(other.shape[1:] for other in train.others)) if train.others else train.shape),
+        mean=mean,
+        std=std,
+        counts={name: len(parts[name][1]) if name in parts else 0 for name in ("train", "val", "test")},
+        batch=batch,
+        steps_per_epoch=len(numbers) // batch,
+        digest=_digest(said.source, found.classes, parts, histogram),
+        device=device,
+        seed=seed,
+        crop=said.crop,
+        flip=said.flip,
+        parts=parts,
+        scaling=(factor, summand),
+        cutout=said.cutout,
+        share=len(numbers) / there,
+    )
+
+
+def _found(said: "settings.Data", device: torch.device, root: Path, in_memory: int) -> Found:
+    if said.source == "digits":
+        return read_npz(Path(__file__).with_name("digits.npz"), device=device)
+    path = None if said.path is None else root / Path(said.path).expanduser()
+    if said.source in TORCHVISION:
+        return read_torchvision(said.source, path, download=said.download, device=device)
+    if path is None:
+        raise UsageError(f"data.path: the source '{said.source}' needs one; write data.path, relative to the recipe.")
+    if said.source == "npz":
+        return read_npz(path, device=device)
+    return read_folder(path, size=said.size, workers=said.workers, device=device, in_memory=in_memory)
+
+
+def _count(val: float, images: int) -> int:
+    count = round(val * images) if val < 1 else int(val)
+    if not 0 < count < images:
+        raise UsageError(
+            f"data.val: {val} holds out {count} of {images} training images. Decisions are made on images held out and "
+            "training on the others: there must be at least one of both."
+        )
+    return count
+
+
+def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split image numbers into `count` held out and the rest, each class in proportion to within one image.
+
+    labels int64 [N]; returns two ascending int64 tensors.
+    """
+    sizes = labels.bincount()
+    share, rest = sizes * count // len(labels), sizes * count % len(labels)
+    share[rest.argsort(descending=True, stable=True)[: count - int(share.sum())]] += 1  # largest remainders round up
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed_of(seed, "held out", 0)))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]  # within its class
+    held = rank < share[labels[by_class]]
+    return by_class[held].sort().values, by_class[~held].sort().values
+
+
+def _histogram(source: Source, numbers: Tensor) -> Tensor:
+    if isinstance(source, Files):
+        numbers = numbers[:: -(-len(numbers) // 4096)]  # 4,096 files are read; their mean is as good as all files'
+    total = torch.zeros(source.shape[0], 256, dtype=torch.int64)
+    for images, *_ in source.take(torch.split(numbers, 1024)):
+        total += torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).cpu()
+    return total
+
+
+def _moments(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = [], []
+    for counts in histogram.tolist():  # whole numbers until the end: exact, so equal on every machine
+        n, once = sum(counts), sum(v * k for v, k in enumerate(counts))
+        square = n * sum(v * v * k for v, k in enumerate(counts)) - once * once
+        mean.append(once / (255 * n))
+        std.append(math.sqrt(square) / (255 * n) or 1.0)
+    return tuple(mean), tuple(std)
+
+
+def _stated(key: str, said: tuple[float, ...] | None, measured: tuple[float, ...]) -> tuple[float, ...]:
+    if said is not None and (len(said) != len(measured) or max(said) >= 256):
+        raise UsageError(f"data.{key} is {list(said)}; it needs {len(measured)} numbers, of pixels from 0 to 1.")
+    return measured if said is None else said
+
+
+def _digest(name: str, classes: Sequence[str], parts: Mapping[str, tuple[Source, Tensor]], histogram: Tensor) -> str:
+    digest = hashlib.sha256(repr((name, tuple(classes))).encode())
+    for split, (source, numbers) in sorted(parts.items()):
+        digest.update(split.encode())
+        digest.update(numbers.numpy().tobytes())
+        for column in (source.labels, *source.others):
+            digest.update(column.cpu()[numbers].numpy().tobytes())
+    digest.update(histogram.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,433 @@
+"""The guard believes what it counts, says what is only claimed, and is never milder than its count."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
+from safetensors.numpy import save_file
+
+from compress.budget.limits import Budget, Cost
+from compress.errors import UsageError
+from compress.export import latency, onnx_file, report
+from compress.export.verify import digest, verify
+
+MACS = 4 * 36 * 27 + 144 * 10  # a 3x3 convolution of 3 to 4 channels on 8x8 images, then 144 to 10
+PARAMS = 4 * 27 + 144 * 10  # in the file: its batch norm is folded away
+PEAK = 4 * (3 * 64 + 4 * 36)  # bytes of the image and of what is made of it
+BASE = Cost(params=10 * PARAMS, macs=10 * MACS, thop=11 * MACS, bytes=100_000, memory=10 * PEAK)
+CLAIMS = {"macs": MACS, "memory": PEAK + 40, "params": PARAMS + 8, "thop": MACS + 4 * 4 * 36}
+FLOPS = CLAIMS["thop"]
+
+
+def network(kind: str = "Conv") -> onnx.ModelProto:
+    """The network of which all files here are made; `kind` replaces its first operator."""
+    domain = {"Magic": "mine"}.get(kind, "")
+    nodes = [
+        make_node(kind, ["x", "w"], ["c"], domain=domain),
+        make_node("Flatten", ["c"], ["f"]),
+        make_node("MatMul", ["f", "v"], ["y"]),
+    ]
+    shapes = {"w": (4, 3, 3, 3), "v": (144, 10)}
+    weights = [make_tensor(k, TensorProto.FLOAT, s, np.ones(math.prod(s)).tolist()) for k, s in shapes.items()]
+    x, y = (make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ("N", 3, 8, 8)), ("y", ("N", 10))))
+    opsets = [make_opsetid("", 20), *([make_opsetid(domain, 1)] if domain else [])]
+    return make_model(make_graph(nodes, "net", [x], [y], initializer=weights), ir_version=10, opset_imports=opsets)
+
+
+def write(path: Path, kind: str = "Conv", **metadata: Any) -> Path:
+    """A file as `compress` writes it; keywords replace topics of its metadata, None leaves one out."""
+    base = {"params": BASE.params, "macs": BASE.macs, "thop": BASE.thop, "bytes": BASE.bytes, "memory": BASE.memory}
+    topics = {"claims": CLAIMS, "base": base} | metadata
+    stamped = onnx_file.stamp(onnx_file.clean(network(kind)), {k: v for k, v in topics.items() if v is not None})
+    onnx_file.save(stamped, path)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "model.onnx")
+
+
+KEPT = {
+    "exactly its MACs": f"{MACS}MACs",
+    "exactly its FLOPs, thop's batch norms included": f"{FLOPS}FLOPs",
+    "twice its MACs": f"{2 * MACS}FLOPs@2",
+    "exactly its params before folding": f"{PARAMS + 8}params",
+    "exactly the peak of its activations": f"{PEAK + 40}B@activations",
+    "a tenth of the base's peak and more": "11%@activations",
+    "several": f"{MACS}MACs, {PARAMS + 8}params, 20kB",
+    "a tenth of the base's MACs": "10%MACs",
+}
+BROKEN = {
+    "one MAC too many": f"{MACS - 1}MACs",
+    "thop's batch norms too many, though its MACs fit": f"{FLOPS - 1}FLOPs",
+    "one of twice its MACs too many": f"{2 * MACS - 1}FLOPs@2",
+    "one param before folding too many": f"{PARAMS + 7}params",
+    "one byte of activations too many, though fewer are counted in it": f"{PEAK + 39}B@activations",
+    "one of several": f"{MACS - 1}MACs, {PARAMS + 8}params",
+    "less than a tenth of the base": "9.999%MACs",
+    "bytes": "6kB",
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_a_kept_budget_is_0(case, file):
+    verdict = verify(file, KEPT[case])
+    assert (verdict.code, verdict.lines[0]) == (0, f"{file}: keeps {KEPT[case]}.")
+    assert all(row["pass"] for row in verdict.rows)
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_budget_is_1(case, file):
+    verdict = verify(file, BROKEN[case])
+    assert verdict.code == 1
+    assert "does not keep" in verdict.lines[0]
+    assert [row["pass"] for row in verdict.rows].count(False) == 1
+
+
+def test_a_limit_in_bytes_is_held_by_the_size_on_the_disk(file):
+    size = file.stat().st_size
+    assert (verify(file, f"{size}B").code, verify(file, f"{size - 1}B").code) == (0, 1)
+
+
+def test_a_broken_warning_is_told_and_not_held_against_the_file(file):
+    verdict = verify(file, [f"{MACS}MACs", {"limit": f"{MACS}FLOPs", "level": "warn"}])
+    assert verdict.code == 0
+    assert any("over (a warning)" in line for line in verdict.lines)
+
+
+def test_the_peak_of_activations_is_counted_in_a_file_that_claims_nothing(tmp_path):
+    bare = write(tmp_path / "bare.onnx", claims=None)
+    assert (verify(bare, f"{PEAK}B@activations").code, verify(bare, f"{PEAK - 1}B@activations").code) == (0, 1)
+    silent = write(tmp_path / "silent.onnx", claims={k: v for k, v in CLAIMS.items() if k != "memory"})
+    assert (verify(silent, f"{PEAK}B@activations").code, verify(silent, f"{PEAK - 1}B@activations").code) == (0, 1)
+    unknown = verify(write(tmp_path / "unknown.onnx", kind="Magic"), "1MB@activations")
+    assert unknown.code == 4
+    assert "the memory of its activations: these operators are not known: mine::Magic" in unknown.lines[0]
+
+
+def test_what_is_claimed_is_said_to_be_claimed(file):
+    lines = verify(file, "1MFLOPs, 50%MACs").lines
+    assert f"claimed by its metadata: {FLOPS:,} FLOPs by thop, {MACS:,} MACs, {PARAMS + 8:,} params" in lines
+    assert f"counted in the file: {MACS:,} MACs, {PARAMS:,} params after folding, {file.stat().st_size:,} B" in lines
+    assert "50%MACs: of the base model as the metadata claims it" in lines
+
+
+def test_a_budget_object_serves_as_well_as_a_text(file):
+    budget = Budget.parse(f"{MACS}MACs")
+    assert verify(file, budget) == verify(file, f"{MACS}MACs")
+
+
+def test_a_latency_is_measured_on_the_file_and_told_with_its_spread(file):
+    verdict = verify(file, f"{MACS}MACs, 10s@onnxruntime-cpu/1, 1ns@onnxruntime-cpu/2")
+    assert verdict.code == 0
+    assert [row["pass"] for row in verdict.rows] == [True, True, False]
+    _, row, _ = verdict.rows
+    assert row["spread"][0] <= row["value"] <= row["spread"][1]
+    assert row["runs"] >= latency.RUNS
+    assert row["processor"]
+    assert sum("over (a warning)" in line for line in verdict.lines) == 1
+    assert sum("80 % of them within" in line for line in verdict.lines) == 2
+
+
+def test_a_latency_that_is_all_that_is_asked_decides(file):
+    assert verify(file, "1ns@onnxruntime-cpu/1").code == 1
+
+
+def test_a_file_that_onnxruntime_cannot_run_is_4(tmp_path):
+    verdict = verify(write(tmp_path / "magic.onnx", kind="Magic"), "5ms@onnxruntime-cpu/1")
+    assert verdict.code == 4
+    assert "its latency cannot be measured" in verdict.lines[0]
+
+
+def test_without_a_latency_nothing_is_run(file):
+    code = f"""
+import sys
+from compress.export.verify import verify
+assert verify({str(file)!r}, "{MACS}MACs").code == 0
+assert not {{"torch", "onnxruntime"}} & set(sys.modules)
+assert verify({str(file)!r}, "10s@onnxruntime-cpu/1").code == 0
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_verdict_is_plain_json(file):
+    told = json.loads(json.dumps(verify(file, "1MMACs").to_json(), allow_nan=False))
+    assert (told["code"], told["kept"], told["budget"][0]["value"]) == (0, True, MACS)
+
+
+# ---- files that belie themselves ------------------------------------------------------------------------------------
+
+LIES = {
+    "fewer MACs": {"claims": CLAIMS | {"macs": MACS - 1}},
+    "a lower peak": {"claims": CLAIMS | {"memory": PEAK - 1}},
+    "fewer FLOPs by thop": {"claims": CLAIMS | {"thop": MACS - 1}},
+    "no numbers": {"claims": CLAIMS | {"macs": "few"}},
+    "negative numbers": {"claims": CLAIMS | {"params": -1}},
+    "half a claim": {"claims": {"macs": MACS}},
+    "a list for a claim": {"claims": [1, 2, 3]},
+    "half a base": {"base": {"macs": 5}},
+    "true for a number": {"claims": CLAIMS | {"params": True}},
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_metadata_that_contradicts_the_file_is_4(case, tmp_path):
+    verdict = verify(write(tmp_path / "model.onnx", **LIES[case]), "1GMACs")
+    assert verdict.code == 4
+    assert "metadata" in verdict.lines[0]
+
+
+def test_claims_above_the_file_hold_against_it(tmp_path):
+    file = write(tmp_path / "model.onnx", claims=CLAIMS | {"params": PARAMS + 1000})
+    assert verify(file, f"{PARAMS + 999}params").code == 1
+
+
+def test_claims_below_the_file_do_not_help_it(tmp_path):
+    file = write(tmp_path / "model.onnx", claims=CLAIMS | {"params": 1})
+    assert verify(file, f"{PARAMS - 1}params").code == 1
+
+
+def test_without_a_figure_by_thop_the_macs_decide_and_it_is_said(tmp_path):
+    blind = write(tmp_path / "blind.onnx", claims=CLAIMS | {"thop": None})
+    bare = tmp_path / "bare.onnx"
+    onnx.save(network(), bare)
+    for file in (blind, bare):
+        assert (verify(file, f"{MACS}FLOPs").code, verify(file, f"{MACS - 1}FLOPs").code) == (0, 1)
+        assert "without a figure by thop" in verify(file, f"{MACS}FLOPs").lines[-1]
+
+
+def test_an_operator_of_unknown_cost_is_4_by_name_where_macs_are_limited(tmp_path):
+    file = write(tmp_path / "model.onnx", kind="Magic", claims=None)
+    for budget in ("1GMACs", "1GFLOPs", "1GFLOPs@2", "50%"):
+        verdict = verify(file, budget)
+        assert verdict.code == 4
+        assert "mine::Magic" in verdict.lines[0]
+    assert verify(file, f"{PARAMS}params").code == 0
+
+
+def corruptions(data: bytes) -> dict[str, bytes]:
+    claimed = f'"macs":{MACS},"memory"'.encode()
+    assert data.count(claimed) == 1
+    cuts = {f"cut at {n}": data[:n] for n in range(1, len(data), len(data) // 40)}
+    return cuts | {
+        "empty": b"",
+        "a picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "one weight changed": data.replace(np.float32(1).tobytes(), np.float32(2).tobytes(), 1),
+        "claims edited to fewer MACs": data.replace(claimed, f'"macs":{MACS - 1},"memory"'.encode()),
+        "something behind the end": data + b"\0",
+    }
+
+
+def test_every_corruption_is_4(tmp_path, file):
+    whole = file.read_bytes()
+    for case, data in corruptions(whole).items():
+        assert data != whole, case
+        broken = tmp_path / "broken.onnx"
+        broken.write_bytes(data)
+        verdict = verify(broken, "1GMACs")
+        assert verdict.code == 4, case
+        assert verdict.rows == ()
+
+
+# ---- questions without an answer ------------------------------------------------------------------------------------
+
+
+def test_without_a_budget_nothing_is_vouched_for(file):
+    with pytest.raises(UsageError, match="never vouches for itself"):
+        verify(file)
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "missing.safetensors", "missing"])
+def test_what_is_not_there_is_2(name, tmp_path):
+    with pytest.raises(UsageError, match="no such file or folder"):
+        verify(tmp_path / name, "1MMACs")
+
+
+def test_another_kind_of_file_is_2(tmp_path):
+    (tmp_path / "model.pt2").write_bytes(b"anything")
+    with pytest.raises(UsageError, match=r"give an \.onnx file"):
+        verify(tmp_path / "model.pt2", "1MMACs")
+
+
+def test_a_share_of_an_unknown_base_is_2(tmp_path):
+    with pytest.raises(UsageError, match="'50%' is a share of a base model"):
+        verify(write(tmp_path / "model.onnx", base=None), "50%")
+
+
+def test_a_budget_that_is_none_is_2(file):
+    with pytest.raises(UsageError):
+        verify(file, "43MFLOPS")
+
+
+# ---- weights alone --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path):
+    tensors = {
+        "conv.weight": np.zeros((4, 3, 3, 3), np.float32),
+        "norm.weight": np.zeros(4, np.float16),
+        "norm.running_mean": np.zeros(4, np.float32),
+        "norm.num_batches_tracked": np.zeros((), np.int64),
+        "index": np.zeros(7, np.int64),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_params_are_counted_in_the_header_of_weights(weights):
+    assert verify(weights, f"{4 * 27 + 4}params").code == 0
+    assert verify(weights, f"{4 * 27 + 3}params").code == 1
+
+
+@pytest.mark.parametrize("budget", ["1GMACs", "1GFLOPs", "1kB", "1kparams, 1GMACs", "50%params"])
+def test_weights_are_no_evidence_on_anything_else(budget, weights):
+    with pytest.raises(UsageError):
+        verify(weights, budget)
+
+
+def test_broken_weights_are_4(weights):
+    data = weights.read_bytes()
+    for broken in (b"", b"\x89PNG", data[:4], data[:60], data[:-1], data + b"\0"):
+        weights.write_bytes(broken)
+        assert verify(weights, "1Mparams").code == 4
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def told(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The report on the files of a folder; keywords go to `report.build`."""
+    size = (folder / "model.onnx").stat().st_size
+    cost = Cost(CLAIMS["params"], MACS, FLOPS, size, CLAIMS["memory"])
+    parity = {
+        path.name: {"bytes": path.stat().st_size, "sha256": digest(path), "images": 8, "max_abs": 0.0, "max_rel": 0.0,
+                    "top1_equal": True}
+        for path in sorted(folder.glob("model.*"))
+    }  # fmt: skip
+    given: dict[str, Any] = {
+        "budget": Budget.parse(f"{FLOPS}FLOPs").rows(cost),
+        "cost": cost,
+        "base": BASE,
+        "val": 0.9,
+        "test": 0.8,
+        "required": None,
+        "train_cost": report.train_cost(5, 5, base=BASE, train_images=5, epochs=1, name=None),
+        "drift": 0.0,
+        "parity": parity,
+        "preprocessing": {"shape": [3, 8, 8], "range": [0, 255], "mean": [], "std": [], "baked": True},
+        "spaces": [],
+        "history": [],
+        "seeds": {"seed": 0},
+        "data": {"name": "digits", "counts": {}, "digest": ""},
+        "environment": report.environment(device="cpu", threads=1),
+        "command": "compress run",
+        "seconds": 1.0,
+    }
+    return report.build(**(given | changes))
+
+
+@pytest.fixture
+def folder(tmp_path, weights):
+    write(tmp_path / "model.onnx")
+    report.save(tmp_path, told(tmp_path))
+    return tmp_path
+
+
+def test_a_folder_whose_report_tells_the_truth_is_judged_by_its_file(folder):
+    assert verify(folder, f"{FLOPS}FLOPs").code == 0
+    assert verify(folder, f"{FLOPS - 1}FLOPs").code == 1
+
+
+def test_a_folder_of_a_run_that_missed_its_accuracy_is_1(folder):
+    report.save(folder, told(folder, required=0.95))
+    verdict = verify(folder, "1GFLOPs")
+    assert (verdict.code, verdict.lines[0]) == (
+        1, "not kept: validation accuracy 0.9 is below the 0.95 that the recipe requires.",
+    )  # fmt: skip
+
+
+STORIES = {
+    "fewer MACs": (("cost", "macs"), MACS - 1, "macs"),
+    "fewer bytes": (("cost", "bytes"), 1, "bytes"),
+    "a lower peak": (("cost", "memory"), PEAK, "memory"),
+    "less by thop": (("cost", "thop"), MACS, "thop"),
+    "another base": (("base", "macs"), 5, "base"),
+    "a better row": (("budget", 0, "value"), 5, "row"),
+    "a kept row": (("budget", 0, "pass"), False, "row"),
+    "other files": (("parity", "model.onnx", "sha256"), "0" * 64, r"model\.onnx is not the file"),
+    "no cost": (("cost",), None, "not a report"),
+    "no rows": (("budget",), None, "not a report"),
+    "text for a number": (("cost", "macs"), "few", "not a report"),
+}
+
+
+@pytest.mark.parametrize("case", STORIES)
+def test_a_report_that_does_not_agree_with_the_files_is_4(case, folder):
+    place, value, why = STORIES[case]
+    story = json.loads((folder / "report.json").read_text())
+    inner = story
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (folder / "report.json").write_text(json.dumps(story))
+    verdict = verify(folder, "1GFLOPs")
+    assert verdict.code == 4
+    assert re.search(why, verdict.lines[0])
+
+
+def test_files_swapped_for_others_are_4(folder):
+    save_file({"conv.weight": np.ones((4, 3, 3, 3), np.float32)}, folder / "model.safetensors")
+    verdict = verify(folder, "1GFLOPs")
+    assert verdict.code == 4
+    assert "model.safetensors is not the file" in verdict.lines[0]
+
+
+def test_a_report_that_is_cut_short_is_4(folder):
+    text = (folder / "report.json").read_text()
+    for length in (0, 1, len(text) // 2, len(text) - 2):
+        (folder / "report.json").write_text(text[:length])
+        assert verify(folder, "1GFLOPs").code == 4
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "report.json"])
+def test_a_folder_without_its_evidence_is_2(name, folder):
+    (folder / name).unlink()
+    with pytest.raises(UsageError, match=f"holds no {name}"):
+        verify(folder, "1GFLOPs")
+
+
+def test_a_missing_file_of_the_report_is_4(folder):
+    (folder / "model.safetensors").unlink()
+    assert verify(folder, "1GFLOPs").code == 4
+
+
+def test_a_moved_folder_is_judged_the_same(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("elsewhere") / "out"
+    shutil.copytree(folder, other)
+    assert verify(other, "1GFLOPs").code == 0
+
+
+def test_the_guard_starts_in_a_moment_and_needs_no_torch(file):
+    code = (
+        "import sys; from compress.export.verify import verify; print(verify(sys.argv[1], '1MMACs').code);"
+        "assert not {'torch', 'onnxruntime', 'pydantic'} & set(sys.modules)"
+    )
+    began = time.perf_counter()
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout == "0\n"
+    assert time.perf_counter() - began < 5  # 0.4 s of work; the rest is room for a busy machine

@@ -1,0 +1,89 @@
+"""What a growth adds to a layer is a formula of widths and prices."""
+
+import operator
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compress.budget.limits import Budget
+from compress.budget.price import Price, Term
+from compress.methods.adenel.method import overshoot, proposal
+from compress.methods.adenel.settings import Adenel
+
+
+def family(spaces: int, draw: np.random.Generator) -> Price:
+    """A chain of layers: each costs inputs x outputs x something, as convolutions do."""
+    names = [f"s{i}" for i in range(spaces)]
+    terms = []
+    for i in range(spaces + 1):
+        p, m, t = (int(n) for n in draw.integers(1, 500, 3))
+        left = ({names[i - 1]: 1}, 0) if i else ({}, 3)
+        right = ({names[i]: 1}, 0) if i < spaces else ({}, 10)
+        terms.append(Term((p, m, m + t, 4 * p), *left, *right))
+    return Price.from_terms(names, terms)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.lists(st.integers(1, 80), min_size=1, max_size=5), st.data(), st.sampled_from(["fixed", "ratio", "equal_cost"]),
+    st.integers(1, 12), st.sampled_from([1.01, 1.1, 1.5, 2.0]), st.integers(0, 15), st.integers(0, 9),
+)  # fmt: skip
+def test_amounts_are_the_naive_formulas(
+    wide: list[int], data: st.DataObject, amount: str, filters: int, ratio: float, held: int, seed: int
+) -> None:
+    price = family(len(wide), np.random.default_rng(seed))
+    widths = dict(zip(price.spaces, wide, strict=True))
+    ready = data.draw(st.lists(st.sampled_from(price.spaces), min_size=1, unique=True))
+    budget = Budget.parse([{"limit": "9GMACs"}, "3MB", "2Mparams", {"limit": "7kFLOPs", "level": "warn"}])
+    method, due = Adenel(amount=amount, filters=filters, ratio=ratio), {name: held for name in price.spaces[::2]}  # type: ignore[arg-type]
+    goal = proposal(price, widths, ready, budget, method, due)
+
+    now = price.cost(widths)
+    left = (9 * 10**9 - now.macs, 3 * 10**6 - now.bytes, 2 * 10**6 - now.params)
+    strain = {}
+    for name in ready:
+        more = price.cost({**widths, name: widths[name] + 1}) - now
+        strain[name] = [m / max(1, rest) for m, rest in zip((more.macs, more.bytes, more.params), left, strict=True)]
+    least = max(max(of) for of in strain.values()) / 10_000
+    strain = {name: [max(s, least) for s in of] for name, of in strain.items()}
+    weights = [1 / 3, 1 / 3, 1 / 3]
+    for _ in range(50):  # a limit that equal shares would strain more than the others weighs more
+        shares = {name: sum(map(operator.mul, weights, of)) for name, of in strain.items()}
+        weights = [w * sum(of[k] / shares[name] for name, of in strain.items()) for k, w in enumerate(weights)]
+        weights = [w / sum(weights) for w in weights]
+    shares = {name: sum(map(operator.mul, weights, of)) for name, of in strain.items()}
+
+    for name, width in widths.items():
+        if name not in ready:
+            assert goal[name] == width
+            continue
+        mean = filters * sum(shares.values()) / len(ready)
+        expected = {
+            "fixed": width + filters,
+            "ratio": max(width + filters, int(ratio * width)),
+            "equal_cost": width + max(1, round(mean / shares[name])),
+        }[amount]
+        assert goal[name] == expected + due.get(name, 0)
+    wider = overshoot(price, goal, ready, budget)
+    assert budget.utilisation(price.cost(wider)) > 1
+    assert all(wider[name] >= goal[name] if name in ready else wider[name] == goal[name] for name in widths)
+
+
+def test_two_limits_run_out_together_when_every_layer_grows() -> None:
+    """Early layers cost MACs and late ones parameters: spent one by one, the first full limit would end the growing."""
+    sizes = [4096, 4096, 1024, 1024, 256, 256, 64, 64, 16, 16]  # pixels
+    names = [f"s{i}" for i in range(len(sizes))]
+    inputs: list[tuple[dict[str, int], int]] = [({}, 3), *(({name: 1}, 0) for name in names)]
+    terms = [
+        Term((9, 9 * pixels, 9 * pixels, 36), *inputs[i], {name: 1}, 0)
+        for i, (name, pixels) in enumerate(zip(names, sizes, strict=True))
+    ]
+    price, widths = Price.from_terms(names, terms), dict.fromkeys(names, 4)
+    balanced = Budget.parse("100MMACs, 0.2Mparams")
+    while balanced.holds(price.cost(widths)):
+        before = price.cost(widths)
+        widths = proposal(price, widths, names, balanced, Adenel(), {})
+    used = [row["utilisation"] for row in balanced.rows(before)]
+    assert min(used) > 0.75 * max(used)  # type: ignore[type-var, operator]
+    assert widths["s0"] < widths["s9"]

@@ -1,0 +1,241 @@
+"""A trained network is narrowed to its budget, keeps its largest filters, and is left alone where it fits already."""
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import compress
+from compress._plan import methods_of, plan
+from compress._run import develop, prepare, run
+from compress.budget.widths import land
+from compress.errors import ArtifactError, Infeasible, UsageError
+from compress.methods.l1.method import L1Pruning, importance
+from compress.reading.graph import read
+from compress.recipe.settings import Recipe
+from compress.surgery.structure import construct
+from compress.surgery.widths import survey
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=12):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.body = nn.Sequential(nn.Conv2d(width, 20, 3, bias=False), nn.BatchNorm2d(20), nn.ReLU())
+        self.head = nn.Linear(20, 10)
+
+    def forward(self, x):
+        return self.head(self.body(torch.relu(self.norm(self.stem(x)))).mean((2, 3)))
+
+def still():
+    net = Net()
+    return net.requires_grad_(False)
+
+def still_stem():
+    net = Net()
+    net.stem.requires_grad_(False)
+    return net
+
+def half():
+    return Net().half()
+"""
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder: a model, and weights that it was trained to."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    torch.manual_seed(1)
+    safetensors.torch.save_file(construct("./net.py:Net", {}).state_dict(), tmp_path / "w.safetensors")
+    return tmp_path
+
+
+def recipe(**said: Any) -> Recipe:
+    keys: dict[str, Any] = {
+        "model": {"factory": "./net.py:Net", "weights": "w.safetensors"},
+        "train": {"lr": 0.05, "batch": 100},
+        "method": {"name": "l1", "tune": {"epochs": 1}},
+        "budget": "50%",
+    }
+    for key, value in said.items():
+        keys[key] = {**keys.get(key, {}), **value} if isinstance(value, Mapping) else value
+    return Recipe.model_validate(keys)
+
+
+def silent(kind: str, /, **said: object) -> None:
+    pass
+
+
+def test_the_largest_filters_stay_and_the_budget_decides_how_many(shop: Path) -> None:
+    lab, planned = prepare(recipe(method={"tune": {"epochs": 0}}), "cpu", silent)
+    before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
+    develop(lab, methods_of(lab.recipe), shop, silent)
+    graph = planned.graph
+    widths = land(graph.price, dict.fromkeys(graph.free, 1), graph.widths, planned.budget, ceiling=graph.widths)
+    assert lab.widths == widths
+    stem = before["stem.weight"].abs().sum((1, 2, 3)).argsort(descending=True)[: widths["stem"]].sort().values
+    body = before["body.0.weight"].abs().sum((1, 2, 3)).argsort(descending=True)[: widths["body.0"]].sort().values
+    after = lab.model.state_dict()
+    assert torch.equal(after["stem.weight"], before["stem.weight"][stem])
+    assert torch.equal(after["body.0.weight"], before["body.0.weight"][body][:, stem])
+    assert torch.equal(after["head.weight"], before["head.weight"][:, body])
+    assert planned.budget.utilisation(lab.cost()) > 0.95
+
+
+def test_layers_of_one_stage_have_one_vote_each() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 1), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c((self.a(x) + self.b(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+    net = Added()
+    with torch.no_grad():
+        net.a.weight.copy_(torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1, 1))
+        net.b.weight.copy_(torch.tensor([600.0, 100.0, -200.0]).view(3, 1, 1, 1))
+    norms = importance(net, read(net, (1, 4, 4)))
+    assert list(norms) == ["a"]
+    assert norms["a"] == pytest.approx(np.array([1, 2, 3]) / 2 + np.array([6, 1, 2]) / 3)
+
+
+def test_a_network_that_fits_already_comes_out_bit_for_bit(shop: Path) -> None:
+    told = run(recipe(budget="100%"), out="out").report
+    assert [line["event"] for line in told["history"]] == ["start", "kept"]
+    assert told["history"][0]["val"] == told["accuracy"]["val"]
+    saved = safetensors.torch.load_file("out/model.safetensors")
+    given = safetensors.torch.load_file("w.safetensors")
+    assert saved.keys() == given.keys()
+    assert all(torch.equal(saved[name], given[name]) for name in given)
+
+
+def test_the_starting_accuracy_is_reported_before_anything_is_changed(shop: Path) -> None:
+    lab, planned = prepare(recipe(), "cpu", silent)
+    start = lab.score().accuracy
+    told = run(recipe(), out="out").report
+    where = {"event": "start", "step": 0, "method": "l1", "val": start, "used": lab.budget.utilisation(planned.base)}
+    base = {key: told["base"][key] for key in ("macs", "params")}
+    assert told["history"][0] == {**where, **base, "widths": {"stem": 12, "body.0": 20}}
+    assert [line["event"] for line in told["history"][1:]] == ["narrowed", "tune"]
+    assert told["verdict"]["code"] == 0
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 7])
+def test_several_cuts_end_at_the_widths_of_one(shop: Path, rounds: int) -> None:
+    lab, planned = prepare(recipe(method={"rounds": rounds, "round": "1 steps", "tune": {"epochs": 0}}), "cpu", silent)
+    seen = []
+    method = methods_of(lab.recipe)[0]
+    assert isinstance(method, L1Pruning)
+    state = method.init(lab)
+    while method.done(lab, state) is None:
+        seen.append(lab.widths)
+        state = method.step(lab, state)
+    free = planned.graph
+    assert lab.widths == land(free.price, dict.fromkeys(free.free, 1), free.widths, planned.budget, ceiling=free.widths)
+    assert lab.step == rounds - 1
+    assert all(a["stem"] >= b["stem"] and a["body.0"] >= b["body.0"] for a, b in itertools.pairwise(seen))
+
+
+def test_aligned_widths_are_multiples_or_the_full_ones(shop: Path) -> None:
+    lab, _ = prepare(recipe(align=8, method={"tune": {"epochs": 0}}), "cpu", silent)
+    develop(lab, methods_of(lab.recipe), shop, silent)
+    assert all(width % 8 == 0 for width in lab.widths.values())
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(shop: Path) -> None:
+    said = recipe(method={"rounds": 2, "round": "3 steps", "tune": {"epochs": 1}}, checkpoint="2 steps")
+    whole, _ = prepare(said, "cpu", silent)
+    develop(whole, methods_of(said), shop, silent)
+
+    class Stop(Exception):
+        pass
+
+    def stop_late(kind: str, /, **told: Any) -> None:
+        if kind == "note" and told["event"] == "tune":
+            raise Stop
+
+    work = shop / "work"
+    work.mkdir()
+    lab, _ = prepare(said, "cpu", stop_late)
+    with pytest.raises(Stop):
+        develop(lab, methods_of(said), work, stop_late)
+    again, _ = prepare(said, "cpu", silent)
+    assert develop(again, methods_of(said), work, silent)
+    assert again.history == whole.history
+    mine, theirs = again.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"model": {"weights": "none.safetensors"}}, UsageError, r"none\.safetensors: there is no such file"),
+        ({"model": {"args": {"width": 14}}}, UsageError, r"as \[20, 12, 3, 3\]; the factory's model has \[20, 14"),
+        ({"model": {"weights": "net.py"}}, ArtifactError, "cannot read it"),
+        ({"model": {"factory": "./net.py:still"}}, UsageError, "Nothing of the model can be trained"),
+        (
+            {"model": {"include": ["stem", "bdy"]}},
+            UsageError,
+            r"model.include: 'bdy' matches no module .* mean 'body'\?",
+        ),
+        ({"model": {"exclude": ["stem", "body"]}}, Infeasible, r"what keeps its width: body\.0 \(20\), stem \(12\)"),
+        ({"data": {"mean": [0.5, 0.5]}}, UsageError, "it needs 1 numbers"),
+    ],
+)
+def test_what_cannot_be_narrowed_is_told_in_a_sentence(change: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        run(recipe(**change), out="out")
+    assert not Path("out").exists()
+
+
+def test_a_method_that_draws_weights_anew_refuses_those_that_cannot_be_trained() -> None:
+    adenel = {"method": {"name": "adenel"}, "budget": "50%"}
+    with pytest.raises(UsageError, match=r"stem\.weight cannot be trained .* adenel draws all weights anew"):
+        plan(Recipe.model_validate({"model": {"factory": "./net.py:still_stem"}, **adenel}))
+    with pytest.raises(UsageError, match="adenel draws all weights anew; leave the key out, or write method"):
+        plan(Recipe.model_validate({"model": {"factory": "./net.py:Net", "weights": "w.safetensors"}, **adenel}))
+
+
+def test_a_frozen_backbone_is_narrowed_and_keeps_its_numbers(shop: Path) -> None:
+    run(recipe(model={"factory": "./net.py:still_stem"}), out="out")
+    saved, given = (safetensors.torch.load_file(path) for path in ("out/model.safetensors", "w.safetensors"))
+    rows = {tuple(row.flatten().tolist()) for row in given["stem.weight"]}
+    assert {tuple(row.flatten().tolist()) for row in saved["stem.weight"]} < rows
+
+
+def test_a_half_precision_model_is_trained_and_exported_in_float32(shop: Path) -> None:
+    run(recipe(model={"factory": "./net.py:half"}), out="out")
+    saved = safetensors.torch.load_file("out/model.safetensors")
+    assert saved["stem.weight"].dtype == torch.float32
+    assert compress.load("out", trust=True).stem.weight.dtype == torch.float32
+
+
+def test_patterns_keep_filters_and_say_so(shop: Path) -> None:
+    spaces = plan(recipe(model={"exclude": ["st*"]})).graph.spaces
+    assert spaces["stem"].frozen == "model.exclude: st*"
+    assert spaces["body.0"].frozen is None
+    spaces = plan(recipe(model={"include": ["stem"]})).graph.spaces
+    assert spaces["stem"].frozen is None
+    assert spaces["body.0"].frozen == "model.include names other modules"
+    held = plan(recipe(model={"exclude": ["body"]})).graph  # a module stands for what it holds
+    assert held.free == ("stem",)
+    assert survey(torch.nn.Conv2d(1, 2, 1), (1, 8, 8)).free == ()
+
+
+def test_stated_means_are_used_and_recorded(shop: Path) -> None:
+    told = run(recipe(data={"mean": [0.25], "std": [0.5]}, method={"tune": {"epochs": 0}}), out="out").report
+    assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == ([0.25], [0.5])
+    assert json.loads(Path("out/report.json").read_text()) == told

@@ -1,0 +1,334 @@
+"""Whatever a network is built from: it is read, and then every edit is exact, or it is frozen with its reason."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as fn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compress.errors import UsageError
+from compress.reading.ghost import flat
+from compress.reading.graph import Graph
+from compress.reading.inputs import Shape, each
+from compress.reading.measure import measure
+from compress.surgery.finalize import finalize, silence
+from compress.surgery.structure import Structure
+from compress.surgery.widths import Surgeon, fit, survey
+
+SHAPE = (3, 8, 8)
+C = 6
+
+
+class Net(nn.Module):
+    """Modules and parameters by name, and a forward pass as a function of them and the inputs."""
+
+    def __init__(self, run: Callable[..., object], **parts: object) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.run(self, *inputs)
+
+
+def conv(inp: int, out: int, kernel: int = 3, **options: object) -> nn.Conv2d:
+    return nn.Conv2d(inp, out, kernel, padding=kernel // 2, **options)
+
+
+def headed(run: Callable[..., Tensor], width: int = 5, **parts: object) -> Net:
+    """A net to [N, 4]: `run` makes a picture of `width` channels, a linear layer reads its average."""
+    return Net(lambda net, *x: net.fc(run(net, *x).mean((2, 3))), **parts, fc=nn.Linear(width, 4))
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape))
+
+
+def learner(net: Net, x: Tensor) -> object:
+    """With an auxiliary head that only training sees."""
+    y = fn.relu(net.n(net.a(x)))
+    out = net.fc(fn.relu(net.b(y)).mean((2, 3)))
+    side = fn.dropout2d(net.drop(net.side(y)), training=net.training)
+    return (out, net.aux(side.flatten(1))) if net.training else out
+
+
+def supervised(net: Net, x: Tensor) -> object:
+    """With a head that reads both stages in training, and only the last one later."""
+    y = fn.relu(net.a(x))
+    z = fn.relu(net.b(y))
+    out = net.fc(z.mean((2, 3)))
+    return [net.fc(y.mean((2, 3))), out] if net.training else out
+
+
+def attended(net: Net, x: Tensor) -> Tensor:
+    q, k, v = (part.flatten(2) for part in net.qkv(net.a(x)).chunk(3, 1))
+    weights = torch.einsum("ncs,nct->nst", q, k).softmax(-1)
+    return net.fc(net.o(torch.einsum("nst,nct->ncs", weights, v).unsqueeze(-1)).mean((2, 3)))
+
+
+def gated(net: Net, x: Tensor) -> Tensor:
+    y = net.n(net.a(x))
+    gate = fn.hardsigmoid(net.up(fn.relu(net.down(y.mean((2, 3), keepdim=True)))))
+    return net.b(y * gate)
+
+
+def recurrent(kind: type[nn.RNNBase]) -> nn.Module:
+    return Net(
+        lambda s, x: s.fc(s.r(fn.relu(s.a(x)).flatten(2).transpose(1, 2))[0].mean(1)),
+        a=conv(3, C), r=kind(C, 5, batch_first=True), fc=nn.Linear(5, 4))  # fmt: skip
+
+
+def tied_linear() -> nn.Module:
+    net = Net(
+        lambda s, x: s.c(fn.relu(s.b(fn.relu(s.a(x.flatten(1)))))),
+        a=nn.Linear(192, C),
+        b=nn.Linear(C, C),
+        c=nn.Linear(C, C),
+    )
+    net.c.weight = net.b.weight
+    return net
+
+
+def tied_embedding() -> nn.Module:
+    net = Net(
+        lambda s, x: s.out(fn.relu(s.b(fn.relu(s.a(s.table(x.long().clamp(0, 8)).mean(1)))))),
+        table=nn.Embedding(9, C), a=nn.Linear(C, 5), b=nn.Linear(5, C), out=nn.Linear(C, 9, bias=False))  # fmt: skip
+    net.out.weight = net.table.weight
+    return net
+
+
+def own(s: Net, x: Tensor) -> Tensor:
+    return fn.conv2d(fn.relu(fn.batch_norm(fn.conv2d(x, s.w, s.c, padding=1), s.m, s.v, s.g, s.h)), s.u)
+
+
+READ: dict[str, tuple[Callable[[], nn.Module], Shape, set[str]]] = {
+    "transposed": (
+        lambda: headed(lambda s, x: s.d(fn.elu(s.c(fn.elu(s.b(fn.elu(s.a(x))))))), a=conv(3, 12),
+            b=nn.ConvTranspose2d(12, 12, 3, 2, groups=4), c=nn.ConvTranspose2d(12, 4, 2), d=conv(4, 5)),
+        SHAPE, {"a", "b", "c", "d"}),
+    "pixel shuffle and back": (
+        lambda: headed(lambda s, x: s.c(fn.pixel_unshuffle(s.b(fn.pixel_shuffle(s.a(x), 2)), 4)),
+            a=conv(3, 12), b=conv(3, 2), c=conv(32, 5)),
+        SHAPE, {"a", "b", "c"}),
+    "squeeze and excite": (
+        lambda: headed(gated, a=conv(3, C), n=nn.BatchNorm2d(C), down=conv(C, 2, 1), up=conv(2, C, 1), b=conv(C, 5)),
+        SHAPE, {"a", "down", "b"}),
+    "a module called on two inputs": (
+        lambda: headed(lambda s, x: s.b(s.m(fn.relu(s.a(x))) * s.m(fn.relu(s.c(x.flip(1))))),
+            a=conv(3, C), c=conv(3, C), m=conv(C, 4), b=conv(4, 5)),
+        SHAPE, {"a", "m", "b"}),
+    "tied linear layers": (tied_linear, SHAPE, set()),
+    "a slope for each channel": (
+        lambda: headed(lambda s, x: s.b(s.p(s.a(x))), a=conv(3, C), p=nn.PReLU(C), b=conv(C, 5)), SHAPE, {"a", "b"}),
+    "bare parameters": (
+        lambda: headed(lambda s, x: s.b(s.a(x) * s.k + s.l[None, :, None, None]), a=conv(3, C), k=parameter(C, 1, 1),
+            l=parameter(C), b=conv(C, 5)),
+        SHAPE, {"a", "b"}),
+    "functional calls": (
+        lambda: headed(own, w=parameter(C, 3, 3, 3), c=parameter(C), m=nn.Buffer(torch.zeros(C)),
+            v=nn.Buffer(torch.ones(C)), g=parameter(C), h=parameter(C), u=parameter(5, C, 1, 1)),
+        SHAPE, {"w", "u"}),
+    "group norms of two sizes": (  # whole groups of both: six channels at once
+        lambda: headed(lambda s, x: s.b(s.n(s.a(x)) + s.m(s.c(x))), a=conv(3, 24), n=nn.GroupNorm(12, 24),
+            c=conv(3, 24), m=nn.GroupNorm(8, 24), b=conv(24, 5)),
+        SHAPE, {"a", "b"}),
+    "group norm over the border of a concat": (
+        lambda: headed(lambda s, x: s.b(s.n(torch.cat([s.a(x), s.c(x)], 1))), a=conv(3, 4), c=conv(3, 5),
+            n=nn.GroupNorm(3, 9), b=conv(9, 5)),
+        SHAPE, {"b"}),
+    "several outputs": (
+        lambda: Net(lambda s, x: {"one": [s.b(y := fn.relu(s.a(x)))], "two": (s.c(y).mean((2, 3)), y.sum())},
+            a=conv(3, C), b=conv(C, 5), c=conv(C, 2)),
+        SHAPE, set()),
+    "several outputs of several layers": (
+        lambda: Net(lambda s, x: {"one": [s.b(y := fn.relu(s.a(x)))], "two": (s.c(y).mean((2, 3)), None)},
+            a=conv(3, C), b=conv(C, 5), c=conv(C, 2)),
+        SHAPE, {"a"}),
+    "two inputs": (
+        lambda: headed(lambda s, x, y: s.c(fn.relu(s.a(x) + s.b(y)[:, :, None, None])),
+            a=conv(3, C), b=nn.Linear(10, C), c=conv(C, 5)),
+        (SHAPE, (10,)), {"a", "c"}),
+    "a vector": (lambda: nn.Sequential(nn.Linear(10, C), nn.ReLU(), nn.Linear(C, 4)), [10], {"0"}),
+    "an auxiliary head": (
+        lambda: Net(learner, a=conv(3, C), n=nn.BatchNorm2d(C), b=conv(C, 5), fc=nn.Linear(5, 4), side=conv(C, 2),
+            drop=nn.Dropout2d(), aux=nn.Linear(2 * 64, 4)),
+        SHAPE, {"a", "b", "side"}),
+    "a head that training uses twice": (
+        lambda: Net(supervised, a=conv(3, C), b=conv(C, C), fc=nn.Linear(C, 4)), SHAPE, {"a"}),
+}  # fmt: skip
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """The model in float64 and eval mode, with no number that hides anything."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in [*model.double().named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point():
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            tensor.data = drawn.abs() + 0.5 if name.endswith(("running_var", "v")) and tensor.dim() == 1 else drawn
+    return model.eval()
+
+
+def inputs(shape: Shape) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, *one, dtype=torch.float64, generator=generator) for one in each(shape)]
+
+
+def gap(one: object, other: object) -> float:
+    """The largest difference of any output, relative to the largest number above 1."""
+    pairs = zip(flat(one), flat(other), strict=True)
+    return max(float((a - b).detach().abs().max() / b.detach().abs().max().clamp(min=1.0)) for a, b in pairs)
+
+
+def why(graph: Graph) -> dict[str, str]:
+    return {name: space.frozen for name, space in graph.spaces.items() if space.frozen is not None}
+
+
+def assert_exact(make: Callable[[], nn.Module], shape: Shape) -> None:
+    """Wider and, where what goes is silent, narrower: the same function, the foretold price, and training goes on."""
+    net = lively(make())
+    graph, before = survey(net, shape), net(*inputs(shape))
+    wide, narrow = (Surgeon(copy.deepcopy(net), graph) for _ in range(2))
+    for number, name in enumerate(graph.free, 1):
+        wide.widen(name, number)
+    assert gap(wide.model(*inputs(shape)), before) <= 1e-10
+    gone = {name: range(0, width - 2, 2) for name, width in graph.widths.items()}
+    for name, positions in gone.items():
+        silence(narrow.model, graph, name, positions)
+    before = narrow.model(*inputs(shape))
+    for name, width in graph.widths.items():
+        narrow.narrow(name, sorted(set(range(width)) - set(gone[name])))
+    assert gap(narrow.model(*inputs(shape)), before) <= 1e-10
+    for surgeon in (wide, narrow):
+        assert graph.price.cost(surgeon.graph.widths) == measure(surgeon.model, shape)
+        assert surgeon.graph.alike(survey(surgeon.model, shape, lambda _: why(graph)))
+        again = make().double().eval()
+        fit(again, {name: tuple(tensor.shape) for name, tensor in surgeon.model.state_dict().items()})
+        again.load_state_dict(surgeon.model.state_dict())
+        assert gap(again(*inputs(shape)), surgeon.model(*inputs(shape))) == 0.0
+        sum(out.sum() for out in flat(surgeon.model.train()(*inputs(shape)))).backward()
+
+
+@pytest.mark.parametrize("case", READ)
+def test_what_it_is_built_from_is_read_and_edits_are_exact(case: str) -> None:
+    make, shape, free = READ[case]
+    assert set(survey(make(), shape).free) == free
+    assert_exact(make, shape)
+
+
+LEFT: dict[str, tuple[Callable[[], nn.Module], str, str, set[str]]] = {  # a space, why it is frozen, what is free
+    "attention by einsum": (
+        lambda: Net(attended, a=conv(3, C), qkv=conv(C, 3 * C), o=conv(C, 5), fc=nn.Linear(5, 4)),
+        "qkv", "bmm in forward() is not understood", {"a", "o"}),
+    "tied embedding": (tied_embedding, "b", "embedding in table is not understood", {"a"}),
+    "uneven split": (
+        lambda: headed(lambda s, x: s.b(torch.cat(s.a(x).split([1, 5], 1)[::-1], 1)), a=conv(3, C), b=conv(C, 5)),
+        "a", "where another channel would stand in b.weight is not known", {"b"}),
+    "uneven chunks": (
+        lambda: headed(lambda s, x: s.b(s.a(x).chunk(2, 1)[1]), a=conv(3, 7), b=conv(3, 5)), "a#2", "breaks", {"b"}),
+    "slices": (
+        lambda: headed(lambda s, x: s.b(torch.cat([s.a(x)[:, 4:], s.a(x)[:, :2]], 1)), a=conv(3, C), b=conv(4, 5)),
+        "a", "where another channel would stand in b.weight is not known", {"b"}),
+    "a view with a number in it": (
+        lambda: headed(lambda s, x: s.b(s.a(x).view(-1, 2 * C, 4, 8)), a=conv(3, C), b=conv(2 * C, 5)),
+        "a", "", {"b"}),
+    "an embedding of patches": (
+        lambda: headed(lambda s, x: s.b(s.a(x).view(len(x), C, -1).transpose(1, 2).reshape(-1, C, 8, 8)),
+            a=conv(3, C), b=conv(C, 5)),
+        "a", "channels lie along more than one axis", set()),
+    "training that throws dice": (
+        lambda: headed(lambda s, x: s.b(s.a(x)) if not s.training or torch.rand(1) > 0 else 0, a=conv(3, C),
+            b=conv(C, 5)),
+        "fc", "it reaches the model's output", {"a", "b"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_cannot_be_followed_stays_for_a_reason_and_the_rest_is_exact(case: str) -> None:
+    make, name, reason, free = LEFT[case]
+    shape = [10] if case == "tied embedding" else SHAPE
+    graph = survey(make(), shape)
+    assert set(graph.free) == free
+    assert reason in why(graph)[name]
+    assert_exact(make, shape)
+
+
+def test_parameters_that_nothing_reads_stay_and_are_named() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        y = fn.relu(net.a(x))
+        if net.training and net.dice and torch.rand(1) > 0:
+            y = y + net.never(y)
+        return net.fc(y.mean((2, 3)))
+
+    parts = {"a": conv(3, C), "never": conv(C, C), "fc": nn.Linear(C, 4)}
+    graph = survey(Net(forward, dice=False, **parts), SHAPE)
+    assert graph.notes == ("2 parameters are not read in either mode: never.weight, never.bias",)
+    assert graph.free_params == (27 + 1 + 4) * C
+    (note,) = survey(Net(forward, dice=True, **parts), SHAPE).notes
+    assert "not read in eval mode, and training mode cannot be tried (RuntimeError: " in note
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_frozen_and_have_no_price(kind: type[nn.RNNBase]) -> None:
+    graph = survey(recurrent(kind), SHAPE)
+    assert graph.free == ()
+    assert "input.size(-1) must be equal to input_size" in why(graph)["a"]
+    with pytest.raises(UsageError, match=f"no rule for .*{kind.__name__} \\(in r\\)"):
+        measure(recurrent(kind), SHAPE)
+
+
+def test_a_net_of_several_inputs_and_outputs_is_finalized() -> None:
+    def forward(net: Net, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        z = fn.relu(net.a(x) + net.b(y)[:, :, None, None])
+        return {"logits": net.fc(z.mean((2, 3))), "map": net.c(z)}
+
+    net = Net(forward, a=conv(3, C), b=nn.Linear(10, C), c=conv(C, 2), fc=nn.Linear(C, 4)).eval()
+    shape = (SHAPE, (10,))
+    silence(net, survey(net, shape), "a", [1, 4])
+    batch = torch.rand(2, *SHAPE), torch.rand(2, 10)
+    compact = finalize(net, shape, Structure("net.py:make"), [batch])
+    assert (compact.shape, compact.removed) == (shape, {"a": 2})
+    assert compact.cost == measure(compact.model, shape)
+    assert gap(compact.model(*batch), net(*batch)) <= 1e-5
+
+
+def shuffled(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {  # each [N, 8, H, W] to the same
+    "residual": lambda: Net(lambda s, x: x + s.b(fn.relu(s.a(x))), a=conv(8, 3), b=conv(3, 8)),
+    "grouped": lambda: nn.Sequential(conv(8, 4, groups=2), nn.BatchNorm2d(4), conv(4, 8, groups=4)),
+    "depthwise": lambda: nn.Sequential(conv(8, 8, groups=8), nn.ReLU6(), conv(8, 8, 1)),
+    "squeeze and excite": lambda: Net(lambda s, x: x * s.b(s.a(x.mean((2, 3), True)).relu()).sigmoid(), a=conv(8, 2, 1),
+                                      b=conv(2, 8, 1)),
+    "shuffle": lambda: Net(lambda s, x: s.a(shuffled(x)), a=conv(8, 8, groups=2)),
+    "halves": lambda: Net(lambda s, x: torch.cat([(p := x.chunk(2, 1))[1], s.a(p[0])], 1), a=conv(4, 4)),
+    "slices": lambda: Net(lambda s, x: torch.cat([x[:, :3], s.a(x)[:, 3:]], 1), a=conv(8, 8)),
+    "dense": lambda: Net(lambda s, x: s.b(torch.cat([x, s.a(x), x], 1)), a=conv(8, 3), b=conv(19, 8)),
+    "group norm": lambda: nn.GroupNorm(4, 8),
+    "group norm of one group": lambda: nn.GroupNorm(1, 8),
+    "norm and slope": lambda: nn.Sequential(nn.BatchNorm2d(8), nn.PReLU(8)),
+    "up and down": lambda: nn.Sequential(nn.ConvTranspose2d(8, 6, 2, 2, groups=2), nn.AvgPool2d(2), conv(6, 8)),
+    "pixels": lambda: Net(lambda s, x: fn.pixel_shuffle(s.a(fn.pixel_unshuffle(x, 2)), 2), a=conv(32, 32, 1)),
+    "scaled": lambda: Net(lambda s, x: x * s.k + s.l, k=parameter(8, 1, 1), l=parameter(1, 8, 1, 1)),
+    "softmax": lambda: nn.Softmax(1),
+    "a number": lambda: Net(lambda s, x: x.view(len(x), 8, -1, 8)),
+    "linear": lambda: Net(lambda s, x: s.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.Linear(8, 8)),
+    "twice": lambda: Net(lambda s, x: s.a(s.a(x).relu()), a=conv(8, 8)),
+}  # fmt: skip
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4))
+def test_any_chain_of_blocks_is_read_and_edits_are_exact(names: list[str]) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(conv(3, 8), *(BLOCKS[name]() for name in names), conv(8, 5), nn.Flatten(2))
+
+    assert_exact(make, SHAPE)
