@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from compress.training.trials import Bench
 from evidence import command, machine
 
 from compress._plan import methods_of
@@ -32,7 +33,6 @@ from compress.reading.measure import measure
 from compress.recipe.settings import Recipe
 from compress.surgery.stages import last_norm
 from compress.training import train
-from compress.training.lab import Lab
 
 ENDLESS = "1TMACs"  # a budget that no run here meets
 Depths = tuple[int, int, int]
@@ -43,12 +43,12 @@ Rows = Iterator[tuple[dict[str, object], dict[str, float]]]  # cells of a row, a
 class Outcome:
     """What a run came to."""
 
-    lab: Lab
+    lab: Bench
     seconds: float  # of processor time
     test: float  # accuracy in %
 
     @classmethod
-    def of(cls, lab: Lab, start: float) -> Outcome:
+    def of(cls, lab: Bench, start: float) -> Outcome:
         """What a run that has just ended came to; `start` is when it began, in processor time."""
         seconds = time.process_time() - start
         return cls(lab, seconds, 100 * train.score(lab.model, lab.data, "test").accuracy)
@@ -67,14 +67,14 @@ class Outcome:
 
     def growth(self) -> dict[str, object]:
         """Epochs of growing, and what ended it: the reason why the last stage left."""
-        rounds = [note["step"] for note in self.lab.history if note["event"] == "round"]
-        left = [note["why"] for note in self.lab.history if note["event"] == "left"]
+        rounds = [note.step for note in self.lab.history if note.event == "round"]
+        left = [note.numbers["why"] for note in self.lab.history if note.event == "left"]
         why = left[-1] if len(left) == 3 else "epochs"
         return {"epochs grown": round(rounds[-1] / self.lab.data.steps_per_epoch), "ended by": why}
 
 
 @dataclass(frozen=True)
-class Bench:
+class Trials:
     """The data, the net and the schedule that all runs share."""
 
     said: argparse.Namespace
@@ -133,8 +133,8 @@ class Bench:
         """Train as a recipe says."""
         recipe, start = self.recipe(seed, *steps, **other), time.process_time()
         with tempfile.TemporaryDirectory() as work:
-            lab, _ = prepare(recipe, "cpu", lambda *_, **__: None)
-            develop(lab, methods_of(recipe), Path(work), lambda *_, **__: None)
+            lab, _ = prepare(recipe, "cpu")
+            develop(lab, methods_of(recipe), Path(work))
         return Outcome.of(lab, start)
 
     def autogrow(self, k: float, **other: Any) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Bench:
         """The same, but blocks start silent, as AutoGrow appends them, and the rate rises for a tenth of the time."""
         settings = {"name": "scratch", "epochs": self.epochs(depths, spent), "warmup": 0.1}
         recipe, start = self.recipe(seed, settings, depths=depths), time.process_time()
-        lab, _ = prepare(recipe, "cpu", lambda *_, **__: None)
+        lab, _ = prepare(recipe, "cpu")
         method = methods_of(recipe)[0]
         state = method.init(lab)
         for stage, depth in zip(lab.stages(None), depths, strict=True):
@@ -173,45 +173,45 @@ def beside(two: Outcome, one: Outcome) -> dict[str, object]:
     return {**named, "gap": f"{one.test - two.test:+.2f}"}
 
 
-def depth(bench: Bench) -> Rows:
+def depth(trials: Trials) -> Rows:
     """Growing without a budget: the depth found for every K (epochs), and what ended the growing ("accuracy": it
     stopped by itself). Then the found net, newly drawn, for as many epochs as the same train-cost pays for; with a
     warm-up and blocks that start silent, as grown ones do, where the table says so."""
-    for seed in bench.said.seeds:
-        for k in bench.said.intervals:
-            one = bench.run(seed, bench.autogrow(k, on_saturation="stop"))
-            two = bench.scratch(seed, one.depths, one.lab.spent)
+    for seed in trials.said.seeds:
+        for k in trials.said.intervals:
+            one = trials.run(seed, trials.autogrow(k, on_saturation="stop"))
+            two = trials.scratch(seed, one.depths, one.lab.spent)
             epochs = f"{two.lab.step / two.lab.data.steps_per_epoch:.1f}"
             numbers = {"blocks": sum(one.depths), "grown": one.test, "scratch": two.test, "gap": one.test - two.test}
             row = {"K": f"{k:g}", "seed": seed, **one.growth(), **one.cells(), **beside(two, one)}
-            if bench.said.silent:
-                row["test, silent"] = numbers["silent"] = bench.silent(seed, one.depths, one.lab.spent).test
+            if trials.said.silent:
+                row["test, silent"] = numbers["silent"] = trials.silent(seed, one.depths, one.lab.spent).test
             yield {**row, "its epochs": epochs}, {f"K = {k:g}, {name}": value for name, value in numbers.items()}
 
 
-def width(bench: Bench) -> Rows:
+def width(trials: Trials) -> Rows:
     """One budget, {budget}, for AutoGrow (width {width}), for AdeNeL (2-2-2), for both as steps, the first with 0.6 of
     the budget; tuning is as long as brings each to the train-cost of the first."""
-    budget, k = bench.said.budget, min(bench.said.intervals)
-    adenel = {"name": "adenel", "round": bench.span(2), "theta": 0.97, "filters": 2}
-    first = bench.autogrow(k, on_saturation="stop", share=0.6, tune={"epochs": 2, "schedule": "constant"})
+    budget, k = trials.said.budget, min(trials.said.intervals)
+    adenel = {"name": "adenel", "round": trials.span(2), "theta": 0.97, "filters": 2}
+    first = trials.autogrow(k, on_saturation="stop", share=0.6, tune={"epochs": 2, "schedule": "constant"})
     plans: dict[str, tuple[list[dict[str, Any]], Depths]] = {
-        "AutoGrow": ([bench.autogrow(k, on_saturation="fill")], (1, 1, 1)),
+        "AutoGrow": ([trials.autogrow(k, on_saturation="fill")], (1, 1, 1)),
         "AdeNeL": ([adenel], (2, 2, 2)),
         "both": ([first, adenel], (1, 1, 1)),
     }
 
     def tuned(seed: int, name: str, epochs: float) -> Outcome:
         (*before, last), depths = plans[name]
-        return bench.run(seed, *before, {**last, "tune": {"epochs": epochs}}, depths=depths, budget=budget)
+        return trials.run(seed, *before, {**last, "tune": {"epochs": epochs}}, depths=depths, budget=budget)
 
-    for seed in bench.said.seeds:
+    for seed in trials.said.seeds:
         spent = 0
         for name in plans:
-            epochs = bench.said.tune
+            epochs = trials.said.tune
             if spent:  # growing is the same whatever follows: a first run tells what is left for tuning
                 short = tuned(seed, name, 1).lab
-                epoch = short.cost().macs * short.data.steps_per_epoch * bench.batch
+                epoch = short.cost().macs * short.data.steps_per_epoch * trials.batch
                 epochs = max(1.0, 1 + (spent - short.spent) / epoch)
             one = tuned(seed, name, epochs)
             spent = spent or one.lab.spent
@@ -220,35 +220,35 @@ def width(bench: Bench) -> Rows:
             yield row, {name: one.test}
 
 
-def morphism(bench: Bench) -> Rows:
+def morphism(trials: Trials) -> Rows:
     """A trained 2-2-2 deepened to 4-4-4 at once, and tuned as long again (both {tune} epochs), with either initialiser;
     beside it 4-4-4 from scratch for the train-cost of the first."""
     small, large = (2, 2, 2), (4, 4, 4)
-    budget = f"{bench.macs(large)}MACs"
-    before = {"name": "scratch", "epochs": bench.said.tune, "share": 1}
-    once = {"interval": bench.span(1), "max_epochs": 1, "policy": "convergent", "on_saturation": "fill"}
-    for seed in bench.said.seeds:
+    budget = f"{trials.macs(large)}MACs"
+    before = {"name": "scratch", "epochs": trials.said.tune, "share": 1}
+    once = {"interval": trials.span(1), "max_epochs": 1, "policy": "convergent", "on_saturation": "fill"}
+    for seed in trials.said.seeds:
         two = None
         for init in ("zero", "adam"):
-            then = bench.autogrow(1, **once, begin="present", grow_lr=0.001, init=init)
-            one = bench.run(seed, before, then, depths=small, budget=budget)
-            two = two or bench.scratch(seed, large, one.lab.spent)
+            then = trials.autogrow(1, **once, begin="present", grow_lr=0.001, init=init)
+            one = trials.run(seed, before, then, depths=small, budget=budget)
+            two = two or trials.scratch(seed, large, one.lab.spent)
             row = {"seed": seed, "init": init, "val of 2-2-2": 100 * one.lab.steps[0]["val"]}
             yield {**row, **one.cells(), **beside(two, one)}, {init: one.test, f"{init}, gap": one.test - two.test}
 
 
-def data(bench: Bench) -> Rows:
+def data(trials: Trials) -> Rows:
     """Growing without a budget on 100, 50 and 25 % of the training images, K = {k:g} epochs and J in steps of the
     whole, as the paper's Table 11; tuning as many epochs of what there is."""
-    for seed in bench.said.seeds:
+    for seed in trials.said.seeds:
         for share in (1.0, 0.5, 0.25):
-            one = bench.run(seed, bench.autogrow(min(bench.said.intervals), on_saturation="stop"), share=share)
+            one = trials.run(seed, trials.autogrow(min(trials.said.intervals), on_saturation="stop"), share=share)
             images = f"{one.lab.data.counts['train']:,}"
             told = {f"{images} images, blocks": sum(one.depths), f"{images} images, test": one.test}
             yield {"images": images, "seed": seed, **one.growth(), **one.cells()}, told
 
 
-PARTS: dict[str, Callable[[Bench], Rows]] = {"depth": depth, "width": width, "morphism": morphism, "data": data}
+PARTS: dict[str, Callable[[Trials], Rows]] = {"depth": depth, "width": width, "morphism": morphism, "data": data}
 
 
 def cells(values: Iterable[object]) -> str:
@@ -270,7 +270,7 @@ def report(part: str, said: argparse.Namespace) -> None:
     )
     lines: list[str] = []
     numbers: dict[str, list[float]] = {}
-    for row, told in rows(Bench(said)):
+    for row, told in rows(Trials(said)):
         lines.append(cells(f"{value:.2f}" if isinstance(value, float) else value for value in row.values()))
         for key, value in told.items():
             numbers.setdefault(key, []).append(value)

@@ -22,7 +22,7 @@ from compress._plan import methods_of
 from compress._run import develop, prepare
 from compress.recipe.settings import Recipe
 from compress.training import train
-from compress.training.lab import Lab
+from compress.training.bench import Bench
 
 COMMON: dict[str, Any] = {
     "model": {"factory": "compress.models:vgg16", "args": {"classes": 10}},
@@ -35,12 +35,12 @@ def recipe_for(data: Path, images: int, budget: str, seed: int, method: dict[str
     return Recipe.model_validate({**COMMON, "data": sources, "budget": budget, "seed": seed, "method": method})
 
 
-def developed(said: Recipe) -> tuple[Lab, float]:
+def developed(said: Recipe) -> tuple[Bench, float]:
     """The trained lab and the seconds of processor time it took."""
     start = time.process_time()
     with tempfile.TemporaryDirectory() as work:
-        lab, _ = prepare(said, "cpu", lambda *_, **__: None)
-        develop(lab, methods_of(said), Path(work), lambda *_, **__: None)
+        lab, _ = prepare(said, "cpu")
+        develop(lab, methods_of(said), Path(work))
     return lab, time.process_time() - start
 
 

@@ -52,9 +52,9 @@ def main() -> None:
             for alpha, gamma in dict.fromkeys([*((a, 0.5) for a in ALPHAS), *((2.0, g) for g in GAMMAS)]):
                 reward = {"method.alpha": f"{alpha:.6f}", "method.gamma": str(gamma)}
                 lab, method, _ = taught(recipe.read(args.recipe, known | reward, "100% MACs"))
-                wiring, last = Wiring.read(lab.model, lab.shape), lab.history[-1]
+                wiring, last = Wiring.read(lab.model, lab.shape), lab.history[-1].numbers
                 with torch.no_grad():
-                    kept = wiring.settle((method._agent(lab).controller() > 0.5).numpy())[0]
+                    kept = wiring.settle((method.agent(lab).controller() > 0.5).numpy())[0]
                 share = wiring.costs(kept)[0, 1] / wiring.costs(wiring.full)[0, 1]
                 found = scores_of(lab, method, wiring, kept, copy.deepcopy(lab.model.state_dict()))
                 row = [100 * each for each in (last["eta"], last["accuracy"], share, found["cut"], found["scratch"])]

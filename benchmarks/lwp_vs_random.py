@@ -28,20 +28,18 @@ from compress._plan import methods_of
 from compress._run import prepare
 from compress.budget.connections import Mask, project, usage
 from compress.methods.lwp.method import LWP
-from compress.methods.lwp.search import children, judge
 from compress.recipe import file as recipe
-from compress.surgery.connections import Masks, Wiring, cut
-from compress.surgery.widths import Surgeon, survey
+from compress.surgery.connections import Wiring, cut
 from compress.training import train
-from compress.training.lab import Lab
+from compress.training.bench import Bench
 from compress.training.optim import draw, sgd
 
 Scores = dict[str, list[float]]
 
 
-def taught(said: recipe.Recipe) -> tuple[Lab, LWP, dict[str, Any]]:
+def taught(said: recipe.Recipe) -> tuple[Bench, LWP, dict[str, Any]]:
     """The lab with a taught controller and network, the method, and the tensors of the network before."""
-    lab, _ = prepare(said, "cpu", lambda *_, **__: None)
+    lab, _ = prepare(said, "cpu")
     method = methods_of(said)[0]
     assert isinstance(method, LWP)
     state, before = method.init(lab), {}
@@ -52,7 +50,7 @@ def taught(said: recipe.Recipe) -> tuple[Lab, LWP, dict[str, Any]]:
     return lab, method, before
 
 
-def scores_of(lab: Lab, method: LWP, wiring: Wiring, mask: Mask, tensors: Mapping[str, Any]) -> dict[str, float]:
+def scores_of(lab: Bench, method: LWP, wiring: Wiring, mask: Mask, tensors: Mapping[str, Any]) -> dict[str, float]:
     """Test accuracy of a child as it is cut out of a network with these tensors, tuned, and trained from scratch."""
     found, said = {}, method.settings
     for kind in ("cut", "tuned", "scratch"):
@@ -70,29 +68,17 @@ def scores_of(lab: Lab, method: LWP, wiring: Wiring, mask: Mask, tensors: Mappin
     return found
 
 
-def tuned(lab: Lab, model: nn.Module, epochs: float, lr: float) -> None:
+def tuned(lab: Bench, model: nn.Module, epochs: float, lr: float) -> None:
     """Train a network as tuning does: SGD as the recipe says, along a cosine."""
-    mine = copy.copy(lab)
-    mine.model, mine.surgeon = model, Surgeon(model, survey(model, lab.shape))
-    mine.optimizer = sgd(mine)
-    steps = round(epochs * lab.data.steps_per_epoch)
-    train.train(
-        model, lab.data, mine.optimizer, start=0, steps=steps, seed=lab.recipe.seed, precision="fp32", task=lab.task,
-        lr=lambda step: train.lr_at("cosine", lr, step / steps),
-    )  # fmt: skip
+    steps = round(epochs * lab.epoch)
+    loop = train.Loop(lab.data, sgd(model, lab.keys), start=0, steps=steps, seed=lab.seed, task=lab.task)
+    train.train(model, loop, lambda step: train.lr_at("cosine", lr, step / steps))
 
 
-def chosen(lab: Lab, method: LWP, wiring: Wiring) -> Mask:
+def chosen(lab: Bench, method: LWP) -> Mask:
     """The child that the method would cut out; the model ends as it was."""
-    before, masks = copy.deepcopy(lab.model.state_dict()), Masks(lab.model, wiring)
-    s = method.settings
-
-    def scored(mask: Mask) -> tuple[float, float]:
-        found = judge(lab.model, masks, mask, lab.data, batches=s.recalibrate, precision=lab.precision, task=lab.task)
-        return found.accuracy, -found.loss
-
-    best = max(children(method._agent(lab), wiring, lab.budget, s.samples, lab.recipe.seed), key=scored)
-    masks.remove()
+    before = copy.deepcopy(lab.model.state_dict())
+    best, _ = method.chosen(lab)
     lab.model.load_state_dict(before)
     return best
 
@@ -115,7 +101,7 @@ def main() -> None:
             said = recipe.read(args.recipe, dict(one.split("=", 1) for one in args.set) | {"seed": str(seed)}, budget)
             lab, method, before = taught(said)
             wiring = Wiring.read(lab.model, lab.shape)
-            best, after = chosen(lab, method, wiring), copy.deepcopy(lab.model.state_dict())
+            best, after = chosen(lab, method), copy.deepcopy(lab.model.state_dict())
             draws, blocks = np.random.default_rng(seed), wiring.block[wiring.edge_layer]
             random = [
                 project(draws.random(len(blocks)), wiring, lab.budget, wiring.full, blocks) for _ in range(args.masks)

@@ -6,6 +6,7 @@ verify(path, budget)             guard a file in CI; needs no torch
 export_model(factory, weights, ...)  finalize, verify and export a network that was compressed elsewhere
 load(folder)                     the compact network as an nn.Module
 measure(model, shape)            parameters, MACs, thop's FLOPs and bytes
+Method, Lab                      what a method of one's own subclasses, and all that it may touch
 """
 
 from importlib import import_module
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from compress._run import run
     from compress.export.artifact import load
     from compress.export.verify import verify
+    from compress.methods.protocol import Lab, Method
     from compress.reading.measure import measure
 
-__all__ = ["export_model", "load", "measure", "plan", "run", "verify"]
+__all__ = ["Lab", "Method", "export_model", "load", "measure", "plan", "run", "verify"]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Lab": "compress.methods.protocol",
+    "Method": "compress.methods.protocol",
     "load": "compress.export.artifact",
     "measure": "compress.reading.measure",
     "export_model": "compress._export",

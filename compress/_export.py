@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from compress.surgery.structure import construct
 from compress.surgery.weights import fill, read_weights
 from compress.surgery.widths import survey
 from compress.training.data import Data, load
+from compress.training.events import Doing, Listener, silent
 from compress.workplace import RESULT, claim, default_out, publish
 
 
@@ -46,7 +47,7 @@ def export_model(
     args: Mapping[str, Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    tell: Callable[..., None] = lambda kind, /, **said: None,
+    listen: Listener = silent,
 ) -> Result:
     """Turn a factory and a weights file into an output folder as a run leaves it; `Result.code` is 1 over the budget.
 
@@ -61,41 +62,41 @@ def export_model(
     tensors = read_weights(Path(weights))
     factory, folder = beside(factory)
     target = Path(out) if out is not None else default_out(factory.rpartition(":")[2])
-    said = stated(
+    recipe = stated(
         model={"factory": factory, "args": dict(args or {}), "input": None if shape is None else list(shape)},
         data=source_of(data, size=shape[-1] if shape is not None else None)
         | {key: list(numbers) for key, numbers in (("mean", mean), ("std", std)) if numbers is not None},
         method={"name": "scratch", "epochs": 300, "like": "model.safetensors"},
         budget=budget,
     ).placed(folder)
-    pictures = load(said.data, batch=1, seed=0, device=torch.device("cpu"))
-    if said.model.input not in (None, pictures.shape):
+    pictures = load(recipe.data, batch=1, seed=0, device=torch.device("cpu"))
+    if recipe.model.input not in (None, pictures.shape):
         raise UsageError(f"The input is {shape}, but the images of {pictures.name} are {pictures.shape}.")
     with claim(target, resume=False) as work:
         result = work / RESULT
         try:
             result.mkdir()
-            told = _write(said, tensors, pictures, result, started, tell)
+            report = _write(recipe, tensors, pictures, result, started, listen)
             publish(work, result, target)
         finally:
             shutil.rmtree(result, ignore_errors=True)
-    return Result(target, told)
+    return Result(target, report)
 
 
 def _write(
-    said: Recipe,
+    recipe: Recipe,
     tensors: Mapping[str, Tensor],
     data: Data,
     folder: Path,
     started: float,
-    tell: Callable[..., None],
+    listen: Listener,
 ) -> dict[str, Any]:
     """Write all files into an empty folder; the report."""
-    factory, args, shape = said.model.factory, said.model.args, data.shape
-    model = construct(factory, args, said.folder)
-    tell("stage", text=f"reading {factory} with an input of {json.dumps(shape)}")
+    factory, args, shape = recipe.model.factory, recipe.model.args, data.shape
+    model = construct(factory, args, recipe.folder)
+    listen(Doing(f"reading {factory} with an input of {json.dumps(shape)}"))
     full, base = survey(model, shape), measure(model, shape)
-    budget = said.limits(base)
+    budget = recipe.limits(base)
     fill(model, tensors)
     check_output(model, data)
     story = Story(
@@ -105,4 +106,4 @@ def _write(
         command=shlex.join(["compress", *sys.argv[1:]]),
         notes=["it was compressed elsewhere; its training may have seen images that are called validation here"],
     )
-    return deliver(model, said, data, budget, folder, story, lambda: time.monotonic() - started, tell)
+    return deliver(model, recipe, data, budget, folder, story, lambda: time.monotonic() - started, listen)

@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from compress.recipe.arguments import beside, source_of, stated
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct, locate
 from compress.training.data import Data, load
+
+Line = tuple[str, str]  # of a recipe, and the comment behind it
 
 SEED_WIDTHS = (8, 4, 2, 1)  # the first that leaves room to grow is taken
 ROUND = 50  # optimizer steps that a support needs to say anything
@@ -126,69 +128,66 @@ class _Draft:
 
     def text(self, target: Path, seed_width: int = SEED_WIDTHS[-1]) -> str:
         """The recipe as YAML, the comments in one column."""
-        count, (_, height, _) = self.images.counts["train"], self.images.image
+        lines = [*self._model(target), *self._data(target), *self._training(seed_width)]
+        column = max(len(line) for line, comment in lines if comment and len(line) <= WIDEST) + 2
+        return "".join(f"{line.ljust(column - 1)} # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
+
+    def _model(self, target: Path) -> Iterator[Line]:
+        yield f"# A first recipe for {self.factory}, written by `compress init`.", ""
+        yield f"#   compress plan {target.name}    what it would do, in seconds", ""
+        yield f"#   compress run {target.name}     do it", ""
+        yield "# `compress schema` lists the keys that are left out here, with their defaults.", ""
+        yield "", ""
+        yield "model:", "the full network, which shares (50%) and the training cost refer to"
+        factory = _yaml(self.factory)
+        yield f"  factory: {factory}", "package.module:callable, or ./file.py:callable beside this recipe"
+        if self.args:
+            yield "  args:", "keyword arguments of the factory"
+        for key, value in self.args.items():
+            yield f"    {_yaml(key)}: {_yaml(value)}", _origin(key, value, self.images)
+        shape = json.dumps(self.images.shape)
+        yield f"  input: {shape}", "channels, height and width of an image; so a plan needs no data"
+        yield "", ""
+
+    def _data(self, target: Path) -> Iterator[Line]:
+        yield "data:", ""
+        yield f"  source: {self.source['source']}", f"{self.images.counts['train']:,} training images"
+        if self.source.get("path"):
+            yield f"  path: {_yaml(_relative(self.source['path'], target))}", "relative to this recipe"
+        if self.source.get("size"):
+            yield f"  size: {self.source['size']}", "pixels a side, to which images are resized"
+        if not self.images_have_val:
+            yield "  val: 0.1", "fraction of the training images held out, for decisions"
+        yield f"  crop: {self.images.image[1] // 8}", "pixels of zero padding before a random crop"
+        yield "  flip: false", "true mirrors half of the training images; not where left and right differ"
+        yield "", ""
+
+    def _training(self, seed_width: int) -> Iterator[Line]:
+        count = self.images.counts["train"]
         batch = max(1, min(128, 2 ** max(0, (count // 12).bit_length() - 1)))
         epoch = max(1, count // batch)
         long = epoch >= LONG_ROUND
         rounds = 1 if long else -(-ROUND // epoch)
         rate, norm = ("0.1", "with") if self.norm else ("0.05", "without")
-        name = target.name
-        lines: list[tuple[str, str]] = [
-            (f"# A first recipe for {self.factory}, written by `compress init`.", ""),
-            (f"#   compress plan {name}    what it would do, in seconds", ""),
-            (f"#   compress run {name}     do it", ""),
-            ("# `compress schema` lists the keys that are left out here, with their defaults.", ""),
-            ("", ""),
-            ("model:", "the full network, which shares (50%) and the training cost refer to"),
-            (f"  factory: {_said(self.factory)}", "package.module:callable, or ./file.py:callable beside this recipe"),
-            *([("  args:", "keyword arguments of the factory")] if self.args else []),
-            *(
-                (f"    {_said(key)}: {_said(value)}", _origin(key, value, self.images))
-                for key, value in self.args.items()
-            ),
-            (
-                f"  input: {json.dumps(self.images.shape)}",
-                "channels, height and width of an image; so a plan needs no data",
-            ),
-            ("", ""),
-            ("data:", ""),
-            (
-                f"  source: {self.source['source']}",
-                f"{count:,} training images",
-            ),
-        ]
-        if self.source.get("path"):
-            lines.append((f"  path: {_said(_relative(self.source['path'], target))}", "relative to this recipe"))
-        if self.source.get("size"):
-            lines.append((f"  size: {self.source['size']}", "pixels a side, to which images are resized"))
-        if not self.images_have_val:
-            lines.append(("  val: 0.1", "fraction of the training images held out, for decisions"))
-        lines += [
-            (f"  crop: {height // 8}", "pixels of zero padding before a random crop"),
-            ("  flip: false", "true mirrors half of the training images; not where left and right differ"),
-            ("", ""),
-            ("train:", ""),
-            (f"  batch: {batch}", f"images a step; {epoch:,} steps an epoch"),
-            (f"  lr: {rate}", f"peak learning rate of SGD, usual {norm} batch norm"),
-            ("  momentum: 0.9", "of SGD, a fraction below 1"),
-            ("  weight_decay: 5.0e-4", "L2 decay a step, of weights only"),
-            ("", ""),
-            ("method:", ""),
-            ("  name: adenel", "grow filters where none is idle, until the budget is filled"),
-            (f"  seed_width: {seed_width}", "filters of each growing layer at the start"),
-            (f"  round: {rounds} epoch{'s' * (rounds > 1)}", f"training between two growths, {rounds * epoch:,} steps"),
-            (f"  theta: {'0.9' if long else '0.97'}", "threshold of the support, of an unchanged filter's norm"),
-            ("  tau: 0.8", "a layer grows when this fraction of its filters is in the support"),
-            ("  tune:", "training of the final shape"),
-            (f"    epochs: {max(20, -(-TUNING // epoch))}", "passes over the training images; more is better"),
-            ("    schedule: cosine", "course of the learning rate, down to zero"),
-            ("", ""),
-            (f"budget: {_said(self.budget)}", "limits, all of which hold; --budget replaces them"),
-            ("", ""),
-            ("seed: 0", "number that all randomness starts from"),
-        ]  # fmt: skip
-        column = max(len(line) for line, comment in lines if comment and len(line) <= WIDEST) + 2
-        return "".join(f"{line.ljust(column - 1)} # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
+        yield "train:", ""
+        yield f"  batch: {batch}", f"images a step; {epoch:,} steps an epoch"
+        yield f"  lr: {rate}", f"peak learning rate of SGD, usual {norm} batch norm"
+        yield "  momentum: 0.9", "of SGD, a fraction below 1"
+        yield "  weight_decay: 5.0e-4", "L2 decay a step, of weights only"
+        yield "", ""
+        yield "method:", ""
+        yield "  name: adenel", "grow filters where none is idle, until the budget is filled"
+        yield f"  seed_width: {seed_width}", "filters of each growing layer at the start"
+        yield f"  round: {rounds} epoch{'s' * (rounds > 1)}", f"training between two growths, {rounds * epoch:,} steps"
+        yield f"  theta: {'0.9' if long else '0.97'}", "threshold of the support, of an unchanged filter's norm"
+        yield "  tau: 0.8", "a layer grows when this fraction of its filters is in the support"
+        yield "  tune:", "training of the final shape"
+        yield f"    epochs: {max(20, -(-TUNING // epoch))}", "passes over the training images; more is better"
+        yield "    schedule: cosine", "course of the learning rate, down to zero"
+        yield "", ""
+        yield f"budget: {_yaml(self.budget)}", "limits, all of which hold; --budget replaces them"
+        yield "", ""
+        yield "seed: 0", "number that all randomness starts from"
 
     @property
     def images_have_val(self) -> bool:
@@ -197,7 +196,7 @@ class _Draft:
         return train is not val
 
 
-def _said(value: Any) -> str:
+def _yaml(value: Any) -> str:
     """A value as YAML on one line: words plain where that is safe, everything else as JSON, which YAML reads."""
     plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./:]*", value) and yaml.safe_load(value) == value
     return str(value) if plain else json.dumps(value)

@@ -16,23 +16,17 @@ from torch import nn
 from compress.budget.limits import Budget, Cost
 from compress.budget.units import MEMORY, show
 from compress.errors import Infeasible, UsageError
-from compress.methods import METHODS
-from compress.methods.adenel.method import AdeNeL
-from compress.methods.autogrow.method import AutoGrow
-from compress.methods.lwp.method import LWP
-from compress.methods.lwp.settings import Lwp
-from compress.methods.scratch.method import FromScratch
+from compress.methods.make import method_of
+from compress.methods.protocol import Around, Method
 from compress.reading.graph import Graph
 from compress.reading.inputs import Shape
 from compress.reading.measure import measure
-from compress.recipe import file as recipe
+from compress.recipe.file import read
 from compress.recipe.settings import Recipe
-from compress.surgery.stages import find
 from compress.surgery.structure import construct
 from compress.surgery.weights import fill, read_weights
 from compress.surgery.widths import Hold, Surgeon, survey
 from compress.training.data import Data, load
-from compress.training.lab import Method
 
 # Of known sets a plan needs nothing but this: no download for a budget that cannot be kept.
 SHAPES = {
@@ -88,9 +82,9 @@ class Plan:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """What is to be said of free spaces, by name: which of them a method does not judge."""
-        growers = [method for method in methods_of(self.recipe) if isinstance(method, AdeNeL)]
-        return {name: "adenel widens it only to fill the budget" for m in growers for name in m.unjudged(self.graph)}
+        """What methods have to say of free spaces, by name."""
+        remarks = [method.remarks(self.graph) for method in methods_of(self.recipe)]
+        return {name: remark for each in remarks for name, remark in each.items()}
 
     @property
     def feasible(self) -> bool:
@@ -113,7 +107,7 @@ class Plan:
         step = next(step for step in self.steps if not step.budget.holds(step.cost))
         cost, least = step.cost, step.graph
         over = [limit for limit in step.budget.hard if cost.of(limit.unit) > limit.limit]
-        said = "; ".join(f"{limit.text} is less than {show(cost.of(limit.unit), limit.unit)}" for limit in over)
+        excess = "; ".join(f"{limit.text} is less than {show(cost.of(limit.unit), limit.unit)}" for limit in over)
         spaces = sorted(self.graph.spaces.items(), key=lambda item: -item[1].width)
         now = {name: space.width for name, space in least.spaces.items()}
         held = [f"{name} ({s.width})" for name, s in spaces if now.get(name) == s.width > 1]
@@ -121,7 +115,7 @@ class Plan:
         full = any(limit.unit == MEMORY for limit in over)
         peak = f" (most activations live at {least.price.peak(least.widths)})" if full else ""
         maker = step.method if len(self.steps) > 1 else "this recipe"
-        return f"{said}, the smallest network that {maker} can make{peak}{kept}"
+        return f"{excess}, the smallest network that {maker} can make{peak}{kept}"
 
 
 def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: Mapping[str, str] | None = None) -> Plan:
@@ -129,71 +123,67 @@ def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: M
 
     Raises UsageError for what cannot be read, traced or counted.
     """
-    said = source if isinstance(source, Recipe) else recipe.read(source, overrides or {}, budget)
-    shape = known_shape(said) or images(said, torch.device("cpu")).shape
-    return draw_up(said, full_model(said), shape)
+    recipe = source if isinstance(source, Recipe) else read(source, overrides or {}, budget)
+    shape = known_shape(recipe) or images(recipe, torch.device("cpu")).shape
+    return draw_up(recipe, full_model(recipe), shape)
 
 
-def full_model(said: Recipe) -> nn.Module:
+def full_model(recipe: Recipe) -> nn.Module:
     """The full network with the weights that the recipe names, else with those of its factory."""
-    model = construct(said.model.factory, said.model.args, said.folder)
-    if said.model.weights is not None and methods_of(said)[0].keeps_weights:  # else the plan refuses them
-        path = said.folder / Path(said.model.weights).expanduser()
+    model = construct(recipe.model.factory, recipe.model.args, recipe.folder)
+    if recipe.model.weights is not None and methods_of(recipe)[0].keeps_weights:  # else the plan refuses them
+        path = recipe.folder / Path(recipe.model.weights).expanduser()
         fill(model, read_weights(path), exact=True)
     return model
 
 
-def draw_up(said: Recipe, model: nn.Module, shape: Shape) -> Plan:
+def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     """The plan of a recipe for a model that is built already."""
-    methods = methods_of(said)
-    _refuse_drawing_anew(said, methods, model)
-    hold = held(said, model)
+    methods = methods_of(recipe)
+    _refuse_drawing_anew(recipe, methods, model)
+    hold = held(recipe, model)
     graph, base = survey(model, shape, hold), measure(model, shape)
-    budget = said.limits(base)
+    budget = recipe.limits(base)
     full = Surgeon(model, graph, hold=hold)
     first, least = full.sketch(), full.sketch()
     methods[0].first(first)
     steps = []
-    for settings, share, method in zip(said.methods, said.shares, methods, strict=True):
-        if isinstance(method, LWP):
-            method.refuse(budget, said.train.batch)
+    for settings, share, method in zip(recipe.methods, recipe.shares, methods, strict=True):
         method.smallest(least)
-        if isinstance(method, AutoGrow):
-            method.refuse(least, model)
-        if not isinstance(method, FromScratch) or method is methods[-1]:  # what is only trained may be of any size
+        method.check(budget, recipe.train.batch, least, model)
+        if not method.only_trains or method is methods[-1]:
             steps.append(Floor(settings.name, budget.scaled(share), least.graph))
-    names = [method.settings.stages for method in methods if isinstance(method, AutoGrow)]
-    stages = {stage for some in names for stage in find(model, shape, some)}
-    ordered = sorted(stages, key=lambda stage: stage.name)
+    stages = {stage for method in methods for stage in method.deepens(model, shape)}
     nets = (model, first.model, least.model)
-    depths = {stage.name: (stage.depth(nets[0]), stage.depth(nets[1]), stage.depth(nets[2])) for stage in ordered}
-    return Plan(said, graph, base, first.graph, budget, tuple(steps), depths)
+    depths = {
+        stage.name: (stage.depth(nets[0]), stage.depth(nets[1]), stage.depth(nets[2]))
+        for stage in sorted(stages, key=lambda stage: stage.name)
+    }
+    return Plan(recipe, graph, base, first.graph, budget, tuple(steps), depths)
 
 
-def _refuse_drawing_anew(said: Recipe, methods: Sequence[Method[Any]], model: nn.Module) -> None:
+def _refuse_drawing_anew(recipe: Recipe, methods: Sequence[Method[Any]], model: nn.Module) -> None:
     """Weights that somebody wants to keep must not be lost to a method that draws all of them."""
-    retrained = [isinstance(settings, Lwp) and settings.retrain == "scratch" for settings in said.methods]
-    anew = [not method.keeps_weights or again for method, again in zip(methods, retrained, strict=True)]
-    if not any(anew):
+    anew = [step.name for step, method in zip(recipe.methods, methods, strict=True) if method.draws_anew]
+    if not anew:
         return
-    name = said.methods[anew.index(True)].name
-    if said.model.weights is not None and not methods[0].keeps_weights:
+    if recipe.model.weights is not None and not methods[0].keeps_weights:
         raise UsageError(
-            f"model.weights: {name} draws all weights anew; leave the key out, or write method: {{name: l1}}"
+            f"model.weights: {anew[0]} draws all weights anew; leave the key out, or write method: {{name: l1}}"
         )
     if still := [key for key, parameter in model.named_parameters() if not parameter.requires_grad]:
         raise UsageError(
-            f"{still[0]} cannot be trained (requires_grad is False), but {name} draws all weights anew; "
+            f"{still[0]} cannot be trained (requires_grad is False), but {anew[0]} draws all weights anew; "
             "let the factory leave it trainable, or prune what it holds with method: {name: l1}"
         )
 
 
-def held(said: Recipe, model: nn.Module) -> Hold | None:
+def held(recipe: Recipe, model: nn.Module) -> Hold | None:
     """What `include` and `exclude` keep as it is; None where they keep nothing.
 
     Raises UsageError for a pattern that matches no module.
     """
-    include, exclude = said.model.include, said.model.exclude
+    include, exclude = recipe.model.include, recipe.model.exclude
     if include == ("*",) and not exclude:
         return None
     modules = [name for name, _ in model.named_modules() if name]
@@ -202,7 +192,7 @@ def held(said: Recipe, model: nn.Module) -> Hold | None:
             if not fnmatch.filter(modules, pattern):
                 near = difflib.get_close_matches(pattern, modules, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"they begin with {', '.join(modules[:3])}"
-                raise UsageError(f"model.{key}: {pattern!r} matches no module of {said.model.factory}; {hint}")
+                raise UsageError(f"model.{key}: {pattern!r} matches no module of {recipe.model.factory}; {hint}")
     return lambda graph: _kept(graph, include, exclude)
 
 
@@ -220,16 +210,20 @@ def _kept(graph: Graph, include: Sequence[str], exclude: Sequence[str]) -> dict[
     return kept
 
 
-def methods_of(said: Recipe) -> list[Method[Any]]:
+def methods_of(recipe: Recipe) -> list[Method[Any]]:
     """The methods that the recipe names, with their hyper-parameters."""
-    return [METHODS[settings.name](settings, said, at) for at, settings in enumerate(said.methods)]
+    weights = recipe.model.weights is not None
+    return [
+        method_of(step, Around(recipe.align, after=at > 0, trained=at > 0 or weights, folder=recipe.folder))
+        for at, step in enumerate(recipe.methods)
+    ]
 
 
-def known_shape(said: Recipe) -> Shape | None:
+def known_shape(recipe: Recipe) -> Shape | None:
     """The shape of one input [C, H, W], or of each of several, where the recipe tells it without its images."""
-    return said.model.input or SHAPES.get(said.data.source)
+    return recipe.model.input or SHAPES.get(recipe.data.source)
 
 
-def images(said: Recipe, device: torch.device) -> Data:
+def images(recipe: Recipe, device: torch.device) -> Data:
     """The data that the recipe names."""
-    return load(said.data, batch=said.train.batch, seed=said.seed, device=device, root=said.folder)
+    return load(recipe.data, batch=recipe.train.batch, seed=recipe.seed, device=device, root=recipe.folder)

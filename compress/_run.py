@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +29,13 @@ from compress.delivery import Story, check_output, deliver
 from compress.errors import UNWRITABLE, ArtifactError, Interrupted, UsageError
 from compress.export import report
 from compress.export.verify import verify
-from compress.recipe import file as recipe
+from compress.methods.protocol import Method
+from compress.recipe.file import dump, read
 from compress.recipe.settings import Recipe
 from compress.surgery.widths import Surgeon
 from compress.training import checkpoint
-from compress.training.lab import Lab, Method
+from compress.training.bench import Bench
+from compress.training.events import Begun, Doing, Event, Listener, Resumed, Warned, silent
 from compress.workplace import RESULT, claim, default_out, publish
 
 
@@ -58,49 +60,51 @@ def run(
     device: str = "auto",
     resume: bool = False,
     overrides: Mapping[str, str] | None = None,
-    tell: Callable[..., None] = lambda kind, /, **said: None,
+    listen: Listener = silent,
 ) -> Result:
     """Run a recipe: from a full network and data to a folder with a compact one that keeps the budget.
 
-    `budget` replaces the recipe's; `overrides` set single keys ("train.lr": "0.05"); `tell` hears of progress.
+    `budget` replaces the recipe's; `overrides` set single keys ("train.lr": "0.05"); `listen` hears of what happens.
     Raises the leaves of `compress.errors`; a result over its budget is written all the same, and `Result.code` is 1.
     """
     started = time.monotonic()
-    said = source if isinstance(source, Recipe) else recipe.read(source, overrides or {}, budget)
+    recipe = source if isinstance(source, Recipe) else read(source, overrides or {}, budget)
     name = "recipe" if isinstance(source, Recipe) else Path(source).stem
-    target = Path(out) if out is not None else _latest(name, said) if resume else default_out(name)
+    target = Path(out) if out is not None else _latest(name, recipe) if resume else default_out(name)
     if resume and target.is_dir():
-        return _finished(target, said, tell)
+        return _finished(target, recipe, listen)
     options = {"--budget": budget, "--out": out, "--device": None if device == "auto" else device}
     command = ["compress", "run", f"{name}.yaml"] + [f"{key}={value}" for key, value in options.items() if value]
     command += [f"--set={key}={value}" for key, value in (overrides or {}).items()] + ["--resume"] * resume
     with _stoppable() as stop, claim(target, resume=resume) as work, _clean(work, target):
 
-        def heard(kind: str, /, **told: Any) -> None:
+        def stoppable(event: Event) -> None:
             stop.check()
-            tell(kind, **told)
+            listen(event)
 
-        lab, planned = prepare(said, device, heard)
+        bench, planned = prepare(recipe, device, stoppable)
         if resume and not (work / checkpoint.FILE).exists():
-            tell("warning", text=f"nothing was saved in {work}: starting afresh")
-        resumed = develop(lab, methods_of(said), work, heard)
-        story = tell_story(lab, planned, resumed, shlex.join(command))
+            listen(Warned(f"nothing was saved in {work}: starting afresh"))
+        resumed = develop(bench, methods_of(recipe), work)
+        story = tell_story(bench, planned, resumed, shlex.join(command))
         result = work / RESULT
         result.mkdir()
-        told = deliver(lab.model, said, lab.data, lab.whole, result, story, lambda: time.monotonic() - started, heard)
+        written = deliver(
+            bench.model, recipe, bench.data, bench.whole, result, story, lambda: time.monotonic() - started, stoppable
+        )
         stop.check()
         publish(work, result, target)
-    return Result(target, told)
+    return Result(target, written)
 
 
-def prepare(said: Recipe, device: str, tell: Callable[..., None]) -> tuple[Lab, Plan]:
+def prepare(recipe: Recipe, device: str, listen: Listener = silent) -> tuple[Bench, Plan]:
     """Build the full model, look at it, and read the data; raises Infeasible where no network can keep the budget."""
     place = _device(device)
-    find = functools.cache(lambda: images(said, place))  # late: a budget that cannot be kept needs no download
-    shape = known_shape(said) or find().shape
-    torch.manual_seed(said.seed)
-    model = full_model(said)
-    planned = draw_up(said, model, shape)
+    find = functools.cache(lambda: images(recipe, place))  # late: a budget that cannot be kept needs no download
+    shape = known_shape(recipe) or find().shape
+    torch.manual_seed(recipe.seed)
+    model = full_model(recipe)
+    planned = draw_up(recipe, model, shape)
     planned.refuse()
     data = find()
     if shape != data.shape:
@@ -108,66 +112,72 @@ def prepare(said: Recipe, device: str, tell: Callable[..., None]) -> tuple[Lab, 
             f"model.input is {json.dumps(shape)}, but the inputs of {data.name} are {json.dumps(data.shape)}"
         )
     check_output(model, data)
-    surgeon = Surgeon(model, planned.graph, hold=held(said, model))
-    lab = Lab(model, surgeon, data, said, planned.budget, place, tell)
-    lab.place()
-    tell("plan", plan=planned, data=data)
-    return lab, planned
+    surgeon = Surgeon(model, planned.graph, hold=held(recipe, model))
+    bench = Bench(surgeon, data, recipe, planned.budget, place, listen)
+    bench.place()
+    listen(Begun(recipe.model.factory, data, recipe.train.metric, planned.base, planned.seed, planned.budget))
+    return bench, planned
 
 
-def develop(lab: Lab, methods: Sequence[Method[Any]], work: Path, tell: Callable[..., None]) -> int | None:
+def develop(bench: Bench, methods: Sequence[Method[Any]], work: Path) -> int | None:
     """Steps of each method until it is done, each followed by a checkpoint; the step it resumed from, if it did."""
     saved = checkpoint.load(work)
     if saved is None:
         resumed = None
-        lab.enter(0)
+        bench.enter(0)
         if methods[0].keeps_weights:
-            lab.note("start", val=lab.score().accuracy, widths=lab.widths)
-        state = methods[0].init(lab)
+            bench.note("start", val=bench.score().accuracy, widths=bench.widths)
+        state = methods[0].init(bench)
     else:
-        _refuse_another(saved.state["run"], lab)
-        lab.reopen(saved.state["books"])
-        lab.tensors = saved.learnt
-        state, resumed = methods[lab.at].load(saved.state["method"]), lab.step
-        methods[lab.at].ready(lab, state)
-        checkpoint.restore(saved, lab.model, lab.optimizer)
-        lab.place()
-        tell("resumed", step=resumed)
-        _compare_machines(saved.state["machine"], lab)
+        state, resumed = _go_on(bench, methods, saved)
     while True:
-        method = methods[lab.at]
-        while (why := method.done(lab, state)) is None:
-            state = method.step(lab, state)
-            books = {"run": _run_of(lab), "machine": _machine(lab), "books": lab.books(), "method": asdict(state)}
-            checkpoint.save(work, lab.model, lab.optimizer, books, lab.tensors)
-        lab.leave(why)
-        lab.tensors = {}
-        if lab.at + 1 == len(methods):
+        method = methods[bench.at]
+        while (why := method.done(bench, state)) is None:
+            state = method.step(bench, state)
+            books = {"run": _run_of(bench), "machine": _machine(bench), "books": bench.books(), "method": asdict(state)}
+            checkpoint.save(work, bench.model, bench.optimizer, books, bench.learnt)
+        bench.leave(why)
+        if bench.at + 1 == len(methods):
             return resumed
-        lab.enter(lab.at + 1)
-        state = methods[lab.at].init(lab)
+        bench.enter(bench.at + 1)
+        state = methods[bench.at].init(bench)
 
 
-def tell_story(lab: Lab, planned: Plan, resumed: int | None, command: str) -> Story:
+def _go_on(bench: Bench, methods: Sequence[Method[Any]], saved: checkpoint.Saved) -> tuple[Any, int]:
+    """Bring the bench to where an interrupted run was saved: the state of its method, and its optimizer step."""
+    _refuse_another(saved.state["run"], bench)
+    bench.reopen(saved.state["books"])
+    bench.learnt = saved.learnt
+    method = methods[bench.at]
+    state = method.load(saved.state["method"])
+    method.ready(bench, state)
+    checkpoint.restore(saved, bench.model, bench.optimizer)
+    bench.place()
+    bench.listen(Resumed(bench.step))
+    _compare_machines(saved.state["machine"], bench)
+    return state, bench.step
+
+
+def tell_story(bench: Bench, planned: Plan, resumed: int | None, command: str) -> Story:
     """What the report of this run tells beside what `deliver` finds out."""
-    said, data = lab.recipe, lab.data
+    recipe, data = bench.recipe, bench.data
     return Story(
         full=planned.graph,
         base=planned.base,
-        widths={name: space.width for name, space in lab.surgeon.graph.spaces.items()},
+        widths={name: space.width for name, space in bench.graph.spaces.items()},
         command=command,
-        planned=lab.cost(),
+        planned=bench.cost(),
         train_cost=report.train_cost(
-            lab.spent,
-            lab.step * data.batch,
+            bench.spent,
+            bench.step * data.batch,
             base=planned.base,
             train_images=data.counts["train"],
-            epochs=said.baseline.epochs,
-            name=said.baseline.name or f"{said.model.factory} for {said.baseline.epochs:g} epochs",
+            epochs=recipe.baseline.epochs,
+            name=recipe.baseline.name or f"{recipe.model.factory} for {recipe.baseline.epochs:g} epochs",
         ),
-        history=lab.history,
-        steps=lab.steps,
-        depths=lab.depths,
+        history=[note.row for note in bench.history],
+        steps=bench.steps,
+        depths=bench.depths,
         resumed=resumed,
     )
 
@@ -187,68 +197,68 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _run_of(lab: Lab) -> dict[str, Any]:
+def _run_of(bench: Bench) -> dict[str, Any]:
     """What a run is: with another recipe or other images it would be another one."""
-    return {"recipe": recipe.dump(lab.recipe), "images": lab.data.digest}
+    return {"recipe": dump(bench.recipe), "images": bench.data.digest}
 
 
-def _machine(lab: Lab) -> dict[str, Any]:
+def _machine(bench: Bench) -> dict[str, Any]:
     """What must be equal for a resumed run to end in the same bits."""
     return {
         "torch": str(torch.__version__),
-        "device": lab.device.type,
+        "device": bench.device.type,
         "number of threads": torch.get_num_threads(),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
-        "precision": lab.precision,
-        "memory format": lab.layout,
+        "precision": bench.precision,
+        "memory format": bench.layout,
     }
 
 
-def _refuse_another(saved: Mapping[str, Any], lab: Lab) -> None:
-    now = _run_of(lab)
+def _refuse_another(saved: Mapping[str, Any], bench: Bench) -> None:
+    now = _run_of(bench)
     if saved["recipe"] != now["recipe"]:
         raise UsageError("the interrupted run had another recipe, budget or seed; finish it as it began or begin anew")
     if saved["images"] != now["images"]:
-        raise UsageError(f"the images of {lab.data.name} are not those of the interrupted run; start afresh")
+        raise UsageError(f"the images of {bench.data.name} are not those of the interrupted run; start afresh")
 
 
-def _compare_machines(saved: Mapping[str, Any], lab: Lab) -> None:
-    for key, value in _machine(lab).items():
+def _compare_machines(saved: Mapping[str, Any], bench: Bench) -> None:
+    for key, value in _machine(bench).items():
         if saved[key] != value:
-            lab.tell("warning", text=f"{key} was {saved[key]} and is {value}: resumed, but not bit for bit the same")
+            bench.listen(Warned(f"{key} was {saved[key]} and is {value}: resumed, but not bit for bit the same"))
 
 
-def _latest(name: str, said: Recipe) -> Path:
+def _latest(name: str, recipe: Recipe) -> Path:
     """The newest default folder that a recipe left unfinished, else the newest that it finished, else a fresh one."""
     known = re.compile(rf"{re.escape(name)}(-\d+)?(\.partial)?")
     mine = sorted(filter(lambda p: known.fullmatch(p.name), Path("runs").glob("*")), key=lambda p: p.stat().st_mtime)
     begun = [path.with_suffix("") for path in mine if path.suffix == ".partial"]
-    done = [path for path in mine if _made_by(said, path)]
+    done = [path for path in mine if _made_by(recipe, path)]
     return [default_out(name), *done, *begun][-1]
 
 
-def _made_by(said: Recipe, folder: Path) -> bool:
+def _made_by(recipe: Recipe, folder: Path) -> bool:
     """Whether a finished folder holds this very recipe."""
     path = folder / "recipe.yaml"
-    return path.is_file() and path.read_bytes() == report.portable(recipe.dump(said)).encode()
+    return path.is_file() and path.read_bytes() == report.portable(dump(recipe)).encode()
 
 
-def _finished(target: Path, said: Recipe, tell: Callable[..., None]) -> Result:
+def _finished(target: Path, recipe: Recipe, listen: Listener) -> Result:
     """--resume on a finished folder: check it and say so."""
     if not (target / "report.json").is_file():
         raise UsageError(f"{target} exists already and is no finished run; name another folder with --out")
     try:
-        told = json.loads((target / "report.json").read_text())
-        base = Cost(**told["base"])
+        written = json.loads((target / "report.json").read_text())
+        base = Cost(**written["base"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{target} holds a damaged run; remove it, or name another folder with --out") from None
-    if not _made_by(said, target):
+    if not _made_by(recipe, target):
         raise UsageError(f"{target} is finished, by another recipe, budget or seed; name another folder with --out")
-    verdict = verify(target, said.limits(base))
+    verdict = verify(target, recipe.limits(base))
     if verdict.code == ArtifactError.exit_code:
         raise ArtifactError(verdict.lines[0])
-    tell("stage", text=f"{target} is finished already and its files agree")
-    return Result(target, told)
+    listen(Doing(f"{target} is finished already and its files agree"))
+    return Result(target, written)
 
 
 @contextmanager

@@ -232,8 +232,10 @@ def run(
     from compress._run import run as carry_out
 
     _import_from_here()
-    with telling(quiet=as_json) as tell:
-        result = carry_out(recipe, budget=budget, out=out, device=device, resume=resume, overrides=overrides, tell=tell)
+    with telling(quiet=as_json) as listen:
+        result = carry_out(
+            recipe, budget=budget, out=out, device=device, resume=resume, overrides=overrides, listen=listen
+        )
     return _say_result(result.folder, result.report, as_json)
 
 
@@ -279,8 +281,8 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
     from compress._export import export_model
 
     _import_from_here()
-    with telling(quiet=as_json) as tell:
-        result = export_model(factory, weights, budget=budget, data=data, tell=tell, **options)
+    with telling(quiet=as_json) as listen:
+        result = export_model(factory, weights, budget=budget, data=data, listen=listen, **options)
     return _say_result(result.folder, result.report, as_json)
 
 

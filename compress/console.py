@@ -2,7 +2,7 @@
 
     say(text)                        one line of a result
     table(head, rows)                aligned columns
-    with telling(quiet=False) as t:  `run(..., tell=t)` shows its events; where a person watches, with a live line
+    with telling(quiet=False) as t:  `run(..., listen=t)` shows its events; where a person watches, with a live line
 
 Control characters are written to terminals only, and only they import rich. Whoever stops listening (`| head`) changes
 neither a verdict nor a run.
@@ -12,7 +12,7 @@ import errno
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -21,13 +21,26 @@ import click
 
 from compress.budget.units import MEMORY, percent, score, show, span
 from compress.errors import UsageError
+from compress.training.events import (
+    Begun,
+    Doing,
+    Ended,
+    Entered,
+    Event,
+    Listener,
+    Note,
+    Noted,
+    Progress,
+    Resumed,
+    Warned,
+    silent,
+)
 
 if TYPE_CHECKING:
     from compress._plan import Plan
     from compress.budget.limits import Cost
     from compress.reading.graph import Graph
 
-Tell = Callable[..., None]
 MANY = 16  # numbers of widths that still fit on a line
 
 _COUNTERS = {
@@ -88,16 +101,16 @@ def in_short(widths: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def telling(*, quiet: bool, stream: TextIO | None = None) -> Iterator[Tell]:
-    """Give a `tell` that shows events on a stream (stderr if none), or one that shows nothing when `quiet`."""
+def telling(*, quiet: bool, stream: TextIO | None = None) -> Iterator[Listener]:
+    """Give a listener that shows events on a stream (stderr if none), or one that shows nothing when `quiet`."""
     if quiet:
-        yield lambda kind, /, **said: None
+        yield silent
         return
     to = stream or sys.stderr
     watched = to.isatty() and os.environ.get("TERM") != "dumb"
     screen: _Screen = _Terminal(to) if watched else _Plain(to)
     try:
-        yield _Story(screen).tell
+        yield _Story(screen).hear
     finally:
         screen.close()
 
@@ -116,49 +129,63 @@ class _Story:
         self.phase, self.metric = "", "top-1"
         self.headed = False
 
-    def tell(self, kind: str, /, **said: Any) -> None:
-        """Show one event; kinds that nobody has told us about are let pass."""
-        show_it: Callable[..., None] | None = getattr(self, f"_on_{kind}", None)
-        if show_it is not None:
-            show_it(**said)
+    def hear(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Begun():
+                self._begin(event)
+            case Entered(settings, share):
+                self.epochs = settings.last_epochs
+                if share != 1 or self.headed:
+                    self.screen.line(f"{settings.name}, within {share:g} of the budget:", strong=True)
+            case Noted(note):
+                self._note(note)
+            case Progress():
+                self._progress(event)
+            case Doing(text):
+                self.screen.still()
+                self.screen.line(text)
+            case Ended(why):
+                self.screen.still()
+                self.screen.line(f"training ended: {why}")
+            case Resumed(step):
+                self.screen.line(f"resumed from step {step:,}")
+            case Warned(text):
+                self.screen.line(f"warning: {text}", strong=True)
 
-    def _on_plan(self, plan: Any, data: Any, **_: Any) -> None:
-        self.batch, self.epoch = data.batch, data.steps_per_epoch
-        self.metric = plan.recipe.train.metric or self.metric
+    def _begin(self, begun: Begun) -> None:
+        data, base, seed = begun.data, begun.base, begun.seed
+        self.batch, self.epoch, self.metric = data.batch, data.steps_per_epoch, begun.metric or self.metric
         counts = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
         size = " x ".join(map(str, data.image))
         classes = f" in {len(data.classes)} classes" if data.classes else ""
         beside = f" and {len(data.shape) - 1} more" if data.shape != data.image else ""
         self.screen.line(f"{data.name}: images {size}{beside}{classes}, {counts}")
-        base, seed, limits = plan.base, plan.seed, ", ".join(limit.text for limit in plan.budget.limits)
         self.screen.line(
-            f"{plan.recipe.model.factory}: {show(base.macs, 'MACs')}, {show(base.params, 'params')}; "
-            f"starts at {show(seed.macs, 'MACs')}, {show(seed.params, 'params')}; budget {limits}"
+            f"{begun.factory}: {show(base.macs, 'MACs')}, {show(base.params, 'params')}; "
+            f"starts at {show(seed.macs, 'MACs')}, {show(seed.params, 'params')}; "
+            f"budget {', '.join(limit.text for limit in begun.budget.limits)}"
         )
 
-    def _on_method(self, settings: Any, share: float) -> None:
-        self.epochs = getattr(settings, "tune", settings).epochs
-        if share != 1 or self.headed:
-            self.screen.line(f"{settings.name}, within {share:g} of the budget:", strong=True)
-
-    def _on_note(self, event: str, step: int, macs: int, params: int, used: float, **said: Any) -> None:
+    def _note(self, note: Note) -> None:
         if not self.headed:
             self._row([name for name, _ in _COLUMNS], strong=True)
             self.headed = True
-        number = said.get("round", said.get("epoch"))
-        self.ahead = (self.epochs - said["epoch"]) * self.epoch if "epoch" in said else 0.0
-        self.phase = event if number is None else f"{event} {number:g}"
-        loss, val = said.get("loss"), said.get("val")
+        numbers = note.numbers
+        number = numbers.get("round", numbers.get("epoch"))
+        self.ahead = (self.epochs - numbers["epoch"]) * self.epoch if "epoch" in numbers else 0.0
+        self.phase = note.event if number is None else f"{note.event} {number:g}"
+        loss = numbers.get("loss")
         self._row(
             [
                 self.phase,
-                f"{step:,}",
-                show(macs, "MACs"),
-                show(params, "params"),
-                percent(used),
+                f"{note.step:,}",
+                show(note.macs, "MACs"),
+                show(note.params, "params"),
+                percent(note.used),
                 "" if loss is None else f"{loss:.4f}",
-                score(val, self.metric),
-                _size(said),
+                score(numbers.get("val"), self.metric),
+                _size(numbers),
             ]
         )
 
@@ -167,38 +194,25 @@ class _Story:
         line = "  ".join(cell.rjust(size) if size > 0 else cell.ljust(-size) for cell, size in places)
         self.screen.line(line.rstrip(), strong=strong)
 
-    def _on_progress(self, step: int, steps: int, loss: float, images_per_second: float, **_: Any) -> None:
-        ahead, word = (self.ahead, "{} left") if self.ahead else (steps, "next line in {}")
-        seconds = int((ahead - step) * self.batch / images_per_second) if images_per_second else 0
+    def _progress(self, now: Progress) -> None:
+        ahead, word = (self.ahead, "{} left") if self.ahead else (now.steps, "next line in {}")
+        speed = now.images_per_second
+        seconds = int((ahead - now.step) * self.batch / speed) if speed else 0
         clock = word.format(f"{seconds // 60}:{seconds % 60:02d}")
         after = f"after {self.phase}" if self.phase else "training"
-        text = f"{step:,}/{steps:,}  loss {loss:.4f}  {images_per_second:,.0f} images/s  {clock}"
-        self.screen.live(after, step / max(steps, 1), text)
-
-    def _on_stage(self, text: str, **_: Any) -> None:
-        self.screen.still()
-        self.screen.line(text)
-
-    def _on_developed(self, why: str, **_: Any) -> None:
-        self.screen.still()
-        self.screen.line(f"training ended: {why}")
-
-    def _on_resumed(self, step: int, **_: Any) -> None:
-        self.screen.line(f"resumed from step {step:,}")
-
-    def _on_warning(self, text: str, **_: Any) -> None:
-        self.screen.line(f"warning: {text}", strong=True)
+        text = f"{now.step:,}/{now.steps:,}  loss {now.loss:.4f}  {speed:,.0f} images/s  {clock}"
+        self.screen.live(after, now.step / max(now.steps, 1), text)
 
 
 # ---- where lines go -------------------------------------------------------------------------------------------------
 
 
-def _size(said: Mapping[str, Any]) -> str:
+def _size(numbers: Mapping[str, Any]) -> str:
     """Depths or widths in short, and which stage stopped growing and why."""
-    if depths := said.get("depths"):
-        stopped = f" ({said['stage']} stops: {said['why']})" if "why" in said else ""
+    if depths := numbers.get("depths"):
+        stopped = f" ({numbers['stage']} stops: {numbers['why']})" if "why" in numbers else ""
         return "-".join(map(str, depths.values())) + stopped
-    return in_short(said["widths"]) if said.get("widths") else ""
+    return in_short(numbers["widths"]) if numbers.get("widths") else ""
 
 
 class _Screen(Protocol):

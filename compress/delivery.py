@@ -25,6 +25,7 @@ from compress.surgery.stages import Depths
 from compress.surgery.structure import Structure
 from compress.training import train
 from compress.training.data import Data
+from compress.training.events import Doing, Listener, Warned
 from compress.training.task import task_of
 
 COMPANY = 1e-3  # of the largest output: what other images in the batch may change, far above rounding
@@ -93,13 +94,13 @@ def deliver(
     folder: Path,
     story: Story,
     clock: Callable[[], float],
-    tell: Callable[..., None],
+    listen: Listener,
 ) -> dict[str, Any]:
     """Write all files of a finished network into an empty folder; its report. `clock` gives the seconds so far.
 
     The test set is looked at here, once. Raises ArtifactError where a file does not compute what the network does.
     """
-    tell("stage", text="finalizing: masked channels cut, equal outputs, counted again")
+    listen(Doing("finalizing: masked channels cut, equal outputs, counted again"))
     validation = (tuple(part.to("cpu") for part in arguments(x)) for x, _ in data.split("val"))
     structure = Structure(said.model.factory, said.model.args, depths=story.depths)
     compact = finalize(model, data.shape, structure, validation, top1=bool(data.classes))
@@ -107,7 +108,7 @@ def deliver(
     if planned and compact.removed:
         count, where = sum(compact.removed.values()), ", ".join(compact.removed)
         notes.append(f"{count} channels that compute nothing were cut, of {where}")
-        tell("warning", text=notes[-1])
+        listen(Warned(notes[-1]))
     if planned and not compact.removed and (cost.params, cost.macs) != (planned.params, planned.macs):
         raise ArtifactError(f"the finished network costs {cost}, but was planned to cost {planned}")
     network = compact.model.to(data.device)
@@ -115,7 +116,7 @@ def deliver(
     task = task_of(said.train, data, said.folder)
     scores = {split: train.score(network, data, split, task=task).accuracy for split in splits}
     network.to("cpu")
-    tell("stage", text="exporting: safetensors, ONNX and torch programs, each read back in a fresh process")
+    listen(Doing("exporting: safetensors, ONNX and torch programs, each read back in a fresh process"))
     written = artifact.write(
         compact,
         folder,

@@ -16,6 +16,7 @@ from compress._export import export_model, fill, read_weights
 from compress.errors import ArtifactError, UsageError
 from compress.export.verify import verify
 from compress.recipe import file as recipe
+from compress.training.events import Doing, Event
 
 NET = '''
 import torch
@@ -275,11 +276,11 @@ def test_a_model_with_two_outputs_is_refused(shop: Path) -> None:
 def test_an_interruption_leaves_nothing(shop: Path) -> None:
     before = sorted(shop.iterdir())
 
-    def stop(kind: str, /, text: str) -> None:
-        if text.startswith("finalizing"):
+    def stop(event: Event) -> None:
+        if isinstance(event, Doing) and event.text.startswith("finalizing"):
             assert (shop / "out.partial").is_dir()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_model("./net.py:make", "full.safetensors", None, "1MMACs", "out", tell=stop)
+        export_model("./net.py:make", "full.safetensors", None, "1MMACs", "out", listen=stop)
     assert [path for path in sorted(shop.iterdir()) if path.name != "__pycache__"] == before

@@ -26,6 +26,7 @@ from compress.export.report_schema import SCHEMA
 from compress.models import vgg
 from compress.recipe.settings import Recipe
 from compress.training import checkpoint
+from compress.training.events import Begun, Doing, Ended, Entered, Event, Noted, Progress, Resumed
 
 ROOT = Path(__file__).resolve().parent.parent
 NET: dict[str, Any] = {"widths": [16, 24], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8}
@@ -41,26 +42,27 @@ SMALL: dict[str, Any] = {
 # that may not grow beyond some bytes, from the start or from a stage on.
 SUFFERING = """
 import json, os, resource, signal, sys, torch
-from compress.plan import images
-from compress.run import run
-from compress.settings import Recipe
+from compress._plan import images
+from compress._run import run
+from compress.recipe.settings import Recipe
+from compress.training.events import Doing, Progress, Warned
 
 def suffer(said, out, stop=None, after=0, full=None, from_stage=None):
     stretches = 0
     def fill_the_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (full, full))
-    def tell(kind, /, **told):
+    def listen(event):
         nonlocal stretches
-        stretches += kind == "progress" and told["step"] == told["steps"]
+        stretches += isinstance(event, Progress) and event.step == event.steps
         if stop and stretches > after:
             os.kill(os.getpid(), stop)
-        if from_stage and from_stage in told.get("text", ""):
+        if from_stage and isinstance(event, Doing) and from_stage in event.text:
             fill_the_disk()
-        if kind == "warning":
-            said_so.append(told["text"])
+        if isinstance(event, Warned):
+            said_so.append(event.text)
     if full and not from_stage:
         fill_the_disk()
-    run(said, out=out, resume=True, tell=tell)
+    run(said, out=out, resume=True, listen=listen)
 
 torch.set_num_threads(1)
 ends = {}
@@ -95,15 +97,11 @@ class Ends(NamedTuple):
 
 class Finished(NamedTuple):
     result: Result
-    events: list[tuple[str, dict[str, Any]]]
+    events: list[Event]
 
 
 def recipe(**said: Any) -> Recipe:
     return Recipe.model_validate({**SMALL, **said})
-
-
-def silent(kind: str, /, **said: object) -> None:
-    pass
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,9 +125,9 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    events: list[tuple[str, dict[str, Any]]] = []
+    events: list[Event] = []
     out = tmp_path_factory.mktemp("finished") / "out"
-    return Finished(run(recipe(), out=out, tell=lambda kind, /, **said: events.append((kind, said))), events)
+    return Finished(run(recipe(), out=out, listen=events.append), events)
 
 
 # ---- what a run leaves behind ---------------------------------------------------------------------------------------
@@ -177,9 +175,10 @@ def test_the_training_cost_is_the_sum_over_all_steps_of_the_network_at_that_step
 
 
 def test_the_events_of_a_run_are_told_in_order(finished: Finished) -> None:
-    kinds = [kind for kind, _ in finished.events]
-    assert list(dict.fromkeys(kinds)) == ["plan", "method", "note", "progress", "developed", "stage"]
-    assert [said for kind, said in finished.events if kind == "note"] == finished.result.report["history"]
+    kinds = list(dict.fromkeys(map(type, finished.events)))
+    assert kinds == [Begun, Entered, Noted, Progress, Ended, Doing]
+    history = [event.note.row for event in finished.events if isinstance(event, Noted)]
+    assert history == finished.result.report["history"]
 
 
 def test_no_file_of_a_run_holds_a_pickle(finished: Finished) -> None:
@@ -195,8 +194,8 @@ def test_no_file_of_a_run_holds_a_pickle(finished: Finished) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equal_seeds_give_equal_weights_and_others_do_not(finished: Finished, tmp_path: Path, seed: int) -> None:
-    lab, _ = prepare(recipe(seed=seed), "cpu", silent)
-    develop(lab, methods_of(recipe(seed=seed)), tmp_path, silent)
+    lab, _ = prepare(recipe(seed=seed), "cpu")
+    develop(lab, methods_of(recipe(seed=seed)), tmp_path)
     with safe_open(str(finished.result.folder / "model.safetensors"), framework="pt") as file:
         known = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors = lab.model.state_dict()
@@ -219,8 +218,8 @@ def test_a_resumed_run_ends_in_the_same_bytes_and_says_where_it_went_on(finished
     with pytest.raises(UsageError, match="holds an interrupted run; go on with --resume"):
         run(recipe(), out=out)
     assert (work / checkpoint.FILE).read_bytes() == saved
-    result = run(recipe(), out=out, resume=True, tell=lambda kind, /, **said: told.append((kind, said)))
-    assert ("resumed", {"step": 20}) in told
+    result = run(recipe(), out=out, resume=True, listen=told.append)
+    assert Resumed(20) in told
     assert result.report["resumed_from"] == 20
     assert not work.exists()
     for name in ("model.safetensors", "model.onnx", "model.pt2", "model.py", "recipe.yaml", "history.svg"):
@@ -247,8 +246,8 @@ def test_signals_end_a_run_with_interrupted_and_leave_what_was_saved(ends: Ends)
 def test_a_signal_counts_whatever_the_interrupted_code_makes_of_it(tmp_path: Path, becomes: Exception | None) -> None:
     """Exporters and serializers take any exception for their own: swallow it, or raise another in its place."""
 
-    def tell(kind: str, /, **said: object) -> None:
-        if kind == "developed":
+    def listen(event: Event) -> None:
+        if isinstance(event, Ended):
             try:
                 signal.raise_signal(signal.SIGINT)
             except Interrupted:
@@ -256,16 +255,16 @@ def test_a_signal_counts_whatever_the_interrupted_code_makes_of_it(tmp_path: Pat
                     raise becomes from None
 
     with pytest.raises(Interrupted, match="stopped; --resume"):
-        run(recipe(), out=tmp_path / "out", tell=tell)
+        run(recipe(), out=tmp_path / "out", listen=listen)
     assert not (tmp_path / "out").exists()
     assert run(recipe(), out=tmp_path / "out", resume=True).code == 0
 
 
 def test_resume_on_a_finished_folder_checks_it_and_returns(finished: Finished, tmp_path: Path) -> None:
     folder, told = finished.result.folder, []
-    again = run(recipe(), out=folder, resume=True, tell=lambda kind, /, **said: told.append((kind, said["text"])))
+    again = run(recipe(), out=folder, resume=True, listen=told.append)
     assert again.report == finished.result.report
-    assert told == [("stage", f"{folder} is finished already and its files agree")]
+    assert told == [Doing(f"{folder} is finished already and its files agree")]
     with pytest.raises(UsageError, match="is finished, by another recipe, budget or seed; name another folder"):
         run(recipe(seed=1), out=folder, resume=True)
     with pytest.raises(UsageError, match="exists already"):
@@ -350,10 +349,10 @@ WEIGHTS = {"factory": "compress.models:vgg", "args": NET, "weights": "model.safe
     ],
 )
 def test_what_cannot_be_used_is_told_before_training(tmp_path: Path, said: dict[str, Any], message: str) -> None:
-    told: list[str] = []
+    told: list[Event] = []
     with pytest.raises(UsageError, match=message):
-        run(recipe(**said), out=tmp_path / "out", tell=lambda kind, /, **_: told.append(kind))
-    assert "progress" not in told
+        run(recipe(**said), out=tmp_path / "out", listen=told.append)
+    assert not any(isinstance(event, Progress) for event in told)
     assert list(tmp_path.iterdir()) == []
 
 

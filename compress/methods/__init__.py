@@ -1,18 +1,37 @@
-"""The published methods, a folder each, and a row each in the table below; what a row names is imported when used."""
+"""The methods, a folder each and a row each in `METHODS`; what a row names is imported when it is first used."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-# Settings, the recipe, and the place in its steps -> the method.
-METHODS: dict[str, Callable[[Any, Any, int], Any]] = {
-    "adenel": lambda settings, said, at: _class("adenel", "AdeNeL")(settings, said.align, after=at > 0),
-    "autogrow": lambda settings, said, at: _class("autogrow", "AutoGrow")(settings, said.align, after=at > 0),
-    "l1": lambda settings, said, at: _class("l1", "L1Pruning")(settings, said.align),
-    "lwp": lambda settings, said, at: _class("lwp", "LWP")(settings, trained=at > 0 or said.model.weights is not None),
-    "scratch": lambda settings, said, at: _class("scratch", "FromScratch")(settings, said.folder),
+if TYPE_CHECKING:
+    from compress.recipe.step import Step
+
+
+class Row(NamedTuple):
+    """Where a method's parts are, as module:class below this package."""
+
+    settings: str  # its keys in a recipe, a `Step`; needs no torch
+    method: str  # a `Method`, made of its settings and an `Around`
+
+
+METHODS = {
+    "adenel": Row("adenel.settings:Adenel", "adenel.method:AdeNeL"),
+    "autogrow": Row("autogrow.settings:Autogrow", "autogrow.method:AutoGrow"),
+    "l1": Row("l1.settings:L1", "l1.method:L1Pruning"),
+    "lwp": Row("lwp.settings:Lwp", "lwp.method:LWP"),
+    "scratch": Row("scratch.settings:Scratch", "scratch.method:FromScratch"),
 }
 
 
-def _class(folder: str, name: str) -> Any:
-    return getattr(import_module(f"compress.methods.{folder}.method"), name)
+def settings_of(name: str) -> type[Step]:
+    """The keys of the method of this name."""
+    kind: type[Step] = part(METHODS[name].settings)
+    return kind
+
+
+def part(place: str) -> Any:
+    """What a row names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), name)

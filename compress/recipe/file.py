@@ -15,16 +15,20 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, core_schema
 
 from compress.errors import UsageError
+from compress.methods import METHODS
 from compress.recipe.keys import Duration
-from compress.recipe.settings import Recipe
+from compress.recipe.settings import OWN, Recipe
 
 Keys = tuple[str, ...]
-_PATHS = {("model", "weights"), ("data", "path"), ("method", "like")}  # keys that hold a path; the factory may
-_FACTORY = ("model", "factory")
+# Keys that hold a path, and keys that hold an import path, which may name a file. What holds for
+# "method" holds for each of "steps".
+PATHS = {("model", "weights"), ("data", "path"), ("method", "like")}
+CODE = {("model", "factory"), ("train", "loss"), ("train", "metric"), ("train", "step"), ("method", "name")}
 _SHORT = {("data", "npz"): "npz", ("data", "folder"): "folder"}  # --set data.npz=FILE: the source and its path in one
+_NOTHING = ("", "~", "null")
 _LARGEST = 2**20  # bytes; a recipe is a page, so anything longer is another file
 
 
@@ -55,14 +59,13 @@ def dump(recipe: Recipe) -> str:
 
     It names no path of the machine: paths inside the recipe's folder become relative, of others the name is kept.
     """
-    said = recipe.model_dump(mode="json")
-    steps = [("steps", str(number), "like") for number in range(len(recipe.steps or ()))]
-    for keys in [*_PATHS, _FACTORY, *steps]:
-        section = said.get(keys[0]) or {}
-        section = section[int(keys[1])] if keys in steps else section
-        if isinstance(text := section.get(keys[-1]), str):
-            section[keys[-1]] = _with_path(text, keys, lambda path: _portable(path, recipe.folder))
-    return yaml.dump(said, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    values = recipe.model_dump(mode="json")
+    sections = [(name, table) for name in ("model", "data", "train", "method") if (table := values[name])]
+    for name, table in [*sections, *(("method", step) for step in values["steps"] or ())]:
+        for key in table:
+            if isinstance(table[key], str):
+                table[key] = _with_path(table[key], (name, key), lambda path: _portable(path, recipe.folder))
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def schema() -> dict[str, Any]:
@@ -70,9 +73,9 @@ def schema() -> dict[str, Any]:
     whole = _known()
     for option in whole["properties"]["steps"]["anyOf"]:
         if "items" in option:
-            kinds = {name: ref.rpartition("/")[2] for name, ref in option["items"]["discriminator"]["mapping"].items()}
+            kinds = {name: ref.rpartition("/")[2] for name, ref in _mapping(option["items"]).items()}
             bare = [name for name, kind in kinds.items() if "required" not in whole["$defs"][kind]]
-            option["items"] = {"anyOf": [{"enum": bare}, option["items"]]}
+            option["items"]["anyOf"][:0] = [{"enum": bare}, {"type": "string", "pattern": ".:."}]
     return whole
 
 
@@ -83,6 +86,16 @@ def _known() -> dict[str, Any]:
 
 
 class _Schema(GenerateJsonSchema):
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> dict[str, Any]:
+        """A method of ours is told by its name, one of the user's own by the colon in it."""
+        union = super().tagged_union_schema(schema)
+        if OWN in schema["choices"] and "discriminator" not in union:
+            ours = {str(tag): self.generate_inner(choice)["$ref"] for tag, choice in schema["choices"].items()}
+            own = ours.pop(OWN)
+            named = {"discriminator": {"mapping": ours, "propertyName": "name"}}
+            union = {"anyOf": [{**named, "oneOf": [{"$ref": ref} for ref in ours.values()]}, {"$ref": own}]}
+        return union
+
     def encode_default(self, dft: Any) -> Any:
         return str(dft) if isinstance(dft, Duration) else super().encode_default(dft)
 
@@ -220,10 +233,9 @@ def _override(said: dict[str, Any], places: dict[Keys, str], key: str, text: str
         _override(said, places, "data.source", _SHORT[keys], folder)
         keys = ("data", "path")
     value: Any = text
-    if keys in _PATHS or (keys[0] == "steps" and keys[2:] == ("like",)):
-        value = _from_here(text, folder) if text not in ("", "~", "null") else None
-    elif keys == _FACTORY:
-        value = _with_path(text, keys, lambda path: _from_here(path, folder))
+    key_of = ("method", *keys[2:]) if keys[0] == "steps" else keys
+    if key_of in PATHS | CODE:
+        value = _with_path(text, key_of, lambda path: _from_here(path, folder)) if text not in _NOTHING else None
     else:
         value = _parse(text, f"--set {key}", None)
     here: Any = said
@@ -257,11 +269,11 @@ def _place(places: dict[Keys, str], keys: Keys, place: str) -> None:
 
 
 def _with_path(text: str, keys: Keys, change: Callable[[str], str]) -> str:
-    """Change the path in a value: all of it, but of a factory what names a file, as in "./net.py:make"."""
-    if keys != _FACTORY:
+    """Change the path in a value, if there is one: all of it, or of an import path the file, as in "./net.py:make"."""
+    if keys in PATHS:
         return change(text)
     file, _, name = text.rpartition(":")
-    return f"{change(file)}:{name}" if file.endswith(".py") else text
+    return f"{change(file)}:{name}" if keys in CODE and file.endswith(".py") else text
 
 
 def _from_here(text: str, folder: Path) -> str:
@@ -324,9 +336,11 @@ def _problem(error: ErrorDetails, keys: Keys) -> str:
     if kind == "missing":
         return f"missing. {' '.join(_schema_of(error['loc'])['description'].split())}"
     if kind == "union_tag_not_found":
-        return f"missing; write one of {', '.join(_schema_of(error['loc'])['discriminator']['mapping'])}."
+        return f"missing; write one of {', '.join(METHODS)}."
+    if kind == "union_tag_invalid":
+        got, context = context["tag"], {"expected": ", ".join(map(repr, METHODS))}
     if kind in ("literal_error", "union_tag_invalid"):
-        expected, got = context.get("expected") or context["expected_tags"], context.get("tag", got)
+        expected = context["expected"]
         hint = _nearest(str(got), re.findall(r"'([^']+)'", expected))
         return f"expected {expected}, got {_short(got)}{f'; {hint}' if hint else '.'}"
     bounds = {name: str(value).removesuffix(".0") for name, value in context.items()}
@@ -341,14 +355,20 @@ def _schema_of(loc: tuple[int | str, ...]) -> dict[str, Any]:
         if isinstance(part, int):
             here = here["items"]
             continue
-        inner = here["discriminator"]["mapping"] if "discriminator" in here else here["properties"]
-        here = inner[part] if isinstance(inner[part], dict) else {"$ref": inner[part]}
+        kinds = _mapping(here)
+        here = {"$ref": kinds.get(part, "/Own")} if kinds else here["properties"][part]
         for option in here.get("anyOf", [here]):
             if "$ref" in option:
                 here = {**whole["$defs"][option["$ref"].rpartition("/")[2]], **here}
-            elif option.keys() & {"items", "discriminator"}:
+            elif "items" in option:
                 here = {**option, **here}
     return here
+
+
+def _mapping(schema: Mapping[str, Any]) -> Mapping[str, str]:
+    """By the name of each method of ours where its keys are described; nothing where no method stands."""
+    options = [each for option in (schema, *schema.get("anyOf", ())) for each in (option, *option.get("anyOf", ()))]
+    return next((option["discriminator"]["mapping"] for option in options if "discriminator" in option), {})
 
 
 def _nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:

@@ -18,10 +18,10 @@ class Duration:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read "10 epochs", "0.5 epochs", "1 epoch" or "100 steps"; raises ValueError for anything else."""
-        found = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(epoch|step)s?\s*", text)
-        if found is None or (found[2] == "step" and not float(found[1]).is_integer()):
+        match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(epoch|step)s?\s*", text)
+        if match is None or (match[2] == "step" and not float(match[1]).is_integer()):
             raise ValueError(f"expected a duration such as '10 epochs' or '100 steps', got {text!r}")
-        return cls(float(found[1]), "epochs" if found[2] == "epoch" else "steps")
+        return cls(float(match[1]), "epochs" if match[2] == "epoch" else "steps")
 
     def steps(self, steps_per_epoch: int) -> int:
         """Return the optimizer steps it lasts: at least 1, and 0 only for a duration of zero."""
@@ -33,21 +33,30 @@ class Duration:
         return f"{count} {self.unit.removesuffix('s') if self.count == 1 else self.unit}"
 
 
-def number(said: object) -> object:
+def number(given: object) -> object:
     """Let anything pass but true and false: a validator that goes before a number's own."""
-    if isinstance(said, bool):  # a bool is an int to Python, never to a reader of recipes
-        raise ValueError(f"expected a number, got {str(said).lower()}")
-    return said
+    if isinstance(given, bool):  # a bool is an int to Python, never to a reader of recipes
+        raise ValueError(f"expected a number, got {str(given).lower()}")
+    return given
 
 
 def _duration(least: float) -> Callable[[object], Duration]:
-    def read(said: object) -> Duration:
-        duration = said if isinstance(said, Duration) else Duration.parse(said if isinstance(said, str) else str(said))
+    def read(given: object) -> Duration:
+        duration = given if isinstance(given, Duration) else Duration.parse(str(given))
         if duration.count < least:
             raise ValueError(f"expected a duration above zero, got '{duration}'")
         return duration
 
     return read
+
+
+def import_path(text: str) -> str:
+    """Let pass what names something to import: 'package.module:callable' or './file.py:callable'."""
+    module, _, name = text.rpartition(":")
+    dotted = all(part.isidentifier() for part in module.split("."))
+    if not (name.isidentifier() and (dotted or (module.endswith(".py") and module != ".py"))):
+        raise ValueError(f"expected 'package.module:callable' or './file.py:callable', got {text!r}")
+    return text
 
 
 _SPAN = {"type": "string", "pattern": r"^\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*(epoch|step)s?\s*$"}

@@ -4,36 +4,50 @@ Values are frozen and unknown keys refused. The text under a key is its descript
 keys are in their folders.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateAttr, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from compress.budget import limits as budgets
 from compress.errors import UsageError
-from compress.methods.adenel.settings import Adenel
-from compress.methods.autogrow.settings import Autogrow
-from compress.methods.l1.settings import L1
-from compress.methods.lwp.settings import Lwp
-from compress.methods.scratch.settings import Scratch
-from compress.recipe.keys import Count, Duration, Keys, NotNegative, Part, Positive, Span, Whole, number
+from compress.methods import METHODS, settings_of
+from compress.recipe.keys import Count, Duration, Keys, NotNegative, Part, Positive, Span, Whole, import_path, number
+from compress.recipe.step import Own, Step
 
-Method = Annotated[Adenel | Autogrow | L1 | Lwp | Scratch, Field(discriminator="name")]
-# What a step before one of this method may take, of the part of the budget that this one may.
-SHARES = {"adenel": 0.5, "autogrow": 0.5, "l1": 2.0, "lwp": 2.0, "scratch": 1.0}
+OWN = "own"  # the tag of methods that are named by import path
 
 
-def grows_present(method: Adenel | Autogrow, *, after: bool) -> bool:
-    """Whether a method that grows goes on from the net as it is; unless it says so, `after` another step alone."""
-    return after if method.begin is None else method.begin == "present"
+def _tag(given: Any) -> str | None:
+    """Which of the methods' tables of keys is meant."""
+    name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", None)
+    return OWN if isinstance(name, str) and name not in METHODS and ":" in name else name
 
 
-def _held_out(said: float) -> float:
-    if said > 1 and said.is_integer():
-        return int(said)
-    if not 0 < said < 1:
-        raise ValueError(f"expected a fraction above 0 and below 1, or a whole number of images from 2, got {said:g}")
-    return said
+if TYPE_CHECKING:
+    Method = Step
+else:
+    _KINDS = [Annotated[settings_of(name), Tag(name)] for name in METHODS]
+    Method = Annotated[Union[*_KINDS, Annotated[Own, Tag(OWN)]], Discriminator(_tag)]
+
+
+def _held_out(given: float) -> float:
+    if given > 1 and given.is_integer():
+        return int(given)
+    if not 0 < given < 1:
+        raise ValueError(f"expected a fraction above 0 and below 1, or a whole number of images from 2, got {given:g}")
+    return given
 
 
 Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of the one input, or of each of several
@@ -41,48 +55,40 @@ _SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}}
 _SHAPE = {"anyOf": [{**_SIZES, "minItems": 3, "maxItems": 3}, {"type": "array", "items": _SIZES, "minItems": 1}]}
 
 
-def _shape(said: Any) -> Shape:
-    shapes = list(said) if isinstance(said, list | tuple) else []
+def _shape(given: Any) -> Shape:
+    shapes = list(given) if isinstance(given, list | tuple) else []
     several = bool(shapes) and all(isinstance(one, list | tuple) for one in shapes)
     for one in shapes if several else [shapes]:
         if not one or any(type(size) is not int or size < 1 for size in one):
             raise ValueError(
-                f"expected whole numbers from 1, as [3, 32, 32] or, for two inputs, [[3, 8, 8], [10]], got {said}"
+                f"expected whole numbers from 1, as [3, 32, 32] or, for two inputs, [[3, 8, 8], [10]], got {given}"
             )
     if len(shapes[0] if several else shapes) != 3:
-        raise ValueError(f"expected three numbers, [channels, height, width], got {list(said)}")
+        raise ValueError(f"expected three numbers, [channels, height, width], got {list(given)}")
     return tuple(map(tuple, shapes)) if several and len(shapes) > 1 else tuple(shapes[0] if several else shapes)
 
 
-def _factory(said: str) -> str:
-    module, _, name = said.rpartition(":")
-    dotted = all(part.isidentifier() for part in module.split("."))
-    if not (name.isidentifier() and (dotted or (module.endswith(".py") and module != ".py"))):
-        raise ValueError(f"expected 'package.module:callable' or './file.py:callable', got {said!r}")
-    return said
+def _stated(limits: Any) -> Any:
+    return [e.model_dump() if isinstance(e, Stated) else e for e in limits] if isinstance(limits, tuple) else limits
 
 
-def _stated(said: Any) -> Any:
-    return [e.model_dump() if isinstance(e, Stated) else e for e in said] if isinstance(said, tuple) else said
-
-
-def _budget(said: Any) -> Any:
-    if said is not None:
+def _budget(given: Any) -> Any:
+    if given is not None:
         try:
-            budgets.amounts(_stated(said))
+            budgets.amounts(_stated(given))
         except UsageError as error:
             raise ValueError(str(error)) from None
-    return said
+    return given
 
 
-def _named(said: Any) -> Any:
-    return [{"name": step} if isinstance(step, str) else step for step in said] if isinstance(said, list) else said
+def _named(steps: Any) -> Any:
+    return [{"name": step} if isinstance(step, str) else step for step in steps] if isinstance(steps, list) else steps
 
 
 class Model(Keys):
     """The full network, which 'base', '50%' and the train-cost refer to."""
 
-    factory: Annotated[str, AfterValidator(_factory)]
+    factory: Annotated[str, AfterValidator(import_path)]
     """Callable that builds the full net, required: 'package.module:callable', or './file.py:callable' by the recipe."""
     args: dict[str, JsonValue] = Field({})
     """Keyword arguments of the factory; none by default."""
@@ -152,11 +158,11 @@ class Train(Keys):
     """L2 decay of weights, per step; as the published baselines."""
     label_smoothing: Part = 0.0
     """Share of the target spread over all classes; 0 is plain."""
-    loss: Annotated[str, AfterValidator(_factory)] | None = None
+    loss: Annotated[str, AfterValidator(import_path)] | None = None
     """loss(output, y) -> one number, as 'package.module:callable' or './file.py:callable'; null is cross-entropy."""
-    metric: Annotated[str, AfterValidator(_factory)] | None = None
+    metric: Annotated[str, AfterValidator(import_path)] | None = None
     """metric(output, y) -> a score for each image, or their mean, larger being better; null is top-1."""
-    step: Annotated[str, AfterValidator(_factory)] | None = None
+    step: Annotated[str, AfterValidator(import_path)] | None = None
     """step(model, x, y) -> (loss, output), where a batch needs more than model(x) and a loss; null is just that."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of training; 'auto' is bf16 where the processor is faster with it, else fp32."""
@@ -234,7 +240,7 @@ class Recipe(Keys):
     """What the result may cost, all limits at once; null: the command line says it."""
     align: Annotated[
         Literal[1, 8, 16],
-        BeforeValidator(lambda said: 1 if said == "none" else number(said)),
+        BeforeValidator(lambda given: 1 if given == "none" else number(given)),
         WithJsonSchema({"enum": [1, 8, 16, "none"]}),
     ] = 1
     """Widths are multiples of this; 1 ('none') fills the budget best, 8 or 16 suit tensor cores, and with 16 nets train
@@ -262,14 +268,16 @@ class Recipe(Keys):
             raise ValueError(f"the last step may take {self.shares[-1]:g} of the budget; write a share of at most 1")
         names, shares = [method.name for method in self.methods], self.shares
         for at, method in list(enumerate(self.methods))[1:]:
-            grows = isinstance(method, Adenel | Autogrow) and grows_present(method, after=True)
-            if grows and shares[at - 1] > shares[at]:
+            if method.grows_present(after=True) and shares[at - 1] > shares[at]:
                 raise ValueError(
                     f"{names[at - 1]} may take {shares[at - 1]:g} of the budget, but {method.name}, which grows what "
                     f"it leaves, only {shares[at]:g}"
                 )
-        if "lwp" in names and "autogrow" in names[names.index("lwp") :]:
-            raise ValueError("autogrow cannot follow lwp: a network whose connections were cut has no stages left")
+            cut = next((before.name for before in self.methods[:at] if before.cuts_connections), None)
+            if method.needs_stages and cut:
+                raise ValueError(
+                    f"{method.name} cannot follow {cut}: a network whose connections were cut has no stages left"
+                )
         return self
 
     @property
@@ -282,7 +290,7 @@ class Recipe(Keys):
         """The part of the budget that each method's net may take."""
         shares: list[float] = []
         for at, method in reversed(list(enumerate(self.methods))):
-            usual = shares[0] * SHARES[self.methods[at + 1].name] if shares else 1.0
+            usual = shares[0] * self.methods[at + 1].share_before if shares else 1.0
             shares.insert(0, usual if method.share is None else method.share)
         return tuple(shares)
 

@@ -1,8 +1,11 @@
 """What the keys of all methods are made of: a step of a recipe, a course of training, published presets."""
 
 from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
-from compress.recipe.keys import Keys, NotNegative, Part, Positive, Schedule
+from pydantic import AfterValidator, Field, JsonValue
+
+from compress.recipe.keys import Keys, NotNegative, Part, Positive, Schedule, import_path
 
 
 class Step(Keys):
@@ -14,13 +17,37 @@ class Step(Keys):
     """Part of the budget that its net may take, where a recipe has several steps; null: 1 for the last, 0.5 before a
     step that grows, 2 before one that prunes, so that the next has something to do."""
 
+    share_before: ClassVar[float] = 1.0
+    """What a step before one of this method may take, of the part of the budget that this one may."""
+    cuts_connections: ClassVar[bool] = False
+    """Whether it leaves a network whose connections were cut, which has no stages any more."""
+    needs_stages: ClassVar[bool] = False
 
-def preset(said: object, published: Mapping[str, object], tuning: Mapping[str, object]) -> object:
-    """What was said, with the published values for what was not, where that is asked for."""
-    if not isinstance(said, Mapping) or said.get("preset") != "published":
-        return said
-    tune = said.get("tune", {})
-    return {**published, **said, "tune": {**tuning, **tune} if isinstance(tune, Mapping) else tune}
+    def grows_present(self, *, after: bool) -> bool:
+        """Whether it makes the net that it is given larger; `after` another step, or as the first."""
+        return False
+
+    @property
+    def last_epochs(self) -> float:
+        """Epochs of its last stage of training, where they are known before: what a clock may go by."""
+        return 0.0
+
+
+class Own(Step):
+    """A method of your own; its arguments are checked when its file is imported, and until then kept as written."""
+
+    name: Annotated[str, AfterValidator(import_path)]
+    """What makes the method, a subclass of compress.Method: 'package.module:callable', or './file.py:callable'."""
+    args: dict[str, JsonValue] = Field({})
+    """Its keyword arguments; none by default."""
+
+
+def preset(given: object, published: Mapping[str, object], tuning: Mapping[str, object]) -> object:
+    """What was given, with the published values for what was not, where that is asked for."""
+    if not isinstance(given, Mapping) or given.get("preset") != "published":
+        return given
+    tune = given.get("tune", {})
+    return {**published, **given, "tune": {**tuning, **tune} if isinstance(tune, Mapping) else tune}
 
 
 class Course(Keys):

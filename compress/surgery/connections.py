@@ -176,6 +176,7 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module, wiring: Wiring) -> None:
+        self.model = model
         self.wiring = wiring
         self.now: Bools | None = None  # the settled mask [E] that is set
         self._readers = [model.get_submodule(columns.module) for columns in wiring.columns]

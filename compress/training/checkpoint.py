@@ -55,12 +55,12 @@ def save(
     for parameter, values in optimizer.state.items():
         tensors |= {f"optimizer/{names[id(parameter)]}/{key}": value for key, value in values.items()}
     groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
-    said = json.dumps({"format": FORMAT, "state": state, "groups": groups}, sort_keys=True, allow_nan=False)
+    header = json.dumps({"format": FORMAT, "state": state, "groups": groups}, sort_keys=True, allow_nan=False)
     copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}  # tied ones apart
     partial = folder / (FILE + ".new")
     try:
         with partial.open("wb") as file:
-            file.write(pack(copies, {"checkpoint": said}))
+            file.write(pack(copies, {"checkpoint": header}))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(folder / FILE)
@@ -76,10 +76,10 @@ def load(folder: Path) -> Saved | None:
         return None
     try:
         with safe_open(str(path), framework="pt") as file:
-            said = json.loads(file.metadata()["checkpoint"])
-            if said["format"] != FORMAT:
+            header = json.loads(file.metadata()["checkpoint"])
+            if header["format"] != FORMAT:
                 raise ValueError("another version of compress wrote it")
-            return Saved(said["state"], said["groups"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return Saved(header["state"], header["groups"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"{path}: not a whole checkpoint of this version of compress; remove {folder.name} and start afresh"

@@ -177,7 +177,7 @@ def blank(x: Tensor, centres: Tensor, side: int) -> None:
 
 
 def load(
-    said: "settings.Data",
+    keys: "settings.Data",
     *,
     batch: int,
     seed: int,
@@ -190,67 +190,62 @@ def load(
     Validation images are held out of the training images, every class in proportion, unless the data has its own.
     Folders of more than `in_memory` bytes of uint8 images are read as they are needed. Raises UsageError.
     """
-    found = _found(said, device, root, in_memory)
-    parts = {name: (source, torch.arange(len(source.labels))) for name, source in found.sources.items()}
+    read = _found(keys, device, root, in_memory)
+    parts = {name: (source, torch.arange(len(source.labels))) for name, source in read.sources.items()}
     train, numbers = parts["train"]
     if "val" not in parts:
-        labels = train.labels.cpu() if found.classes else torch.zeros(len(numbers), dtype=torch.int64)
-        held, numbers = hold_out(labels, _count(said.val, len(numbers)), seed)
+        labels = train.labels.cpu() if read.classes else torch.zeros(len(numbers), dtype=torch.int64)
+        held, numbers = hold_out(labels, _count(keys.val, len(numbers)), seed)
         parts["val"] = (train, held)
-    there = len(numbers)
-    if said.train is not None:
-        if said.train > len(numbers):
-            raise UsageError(f"data.train: {said.train} is more than the {len(numbers)} training images there are.")
-        draw = torch.Generator().manual_seed(seed_of(seed, "subset", 0))
-        numbers = numbers[torch.randperm(len(numbers), generator=draw)[: said.train]].sort().values
+    there, numbers = len(numbers), _subset(keys.train, numbers, seed)
     if batch > len(numbers):
         raise UsageError(f"train.batch: {batch} is more than the {len(numbers)} training images; choose a smaller one.")
-    if (said.crop or said.flip) and not found.classes and train.labels.dim() > 2:
+    if (keys.crop or keys.flip) and not read.classes and train.labels.dim() > 2:
         raise UsageError("data.crop and data.flip would move the images and not their targets; leave both out.")
-    if said.cutout >= min(train.shape[1:3]):
+    if keys.cutout >= min(train.shape[1:3]):
         height, width = train.shape[1:3]
         raise UsageError(
-            f"data.cutout: {said.cutout} would blank all or most of images of {height} x {width} pixels; choose less: "
+            f"data.cutout: {keys.cutout} would blank all or most of images of {height} x {width} pixels; choose less: "
             "a quarter of a side is usual."
         )
     parts["train"] = (train, numbers)
     histogram = _histogram(train, numbers)
     mean, std = _moments(histogram)
-    mean, std = _stated("mean", said.mean, mean), _stated("std", said.std, std)
+    mean, std = _stated("mean", keys.mean, mean), _stated("std", keys.std, std)
     factor = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, -1, 1, 1)
     summand = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, -1, 1, 1)
     return Data(
-        name=said.source,
-        classes=found.classes,
+        name=keys.source,
+        classes=read.classes,
         shape=plainly((train.shape, *(other.shape[1:] for other in train.others)) if train.others else train.shape),
         mean=mean,
         std=std,
         counts={name: len(parts[name][1]) if name in parts else 0 for name in ("train", "val", "test")},
         batch=batch,
         steps_per_epoch=len(numbers) // batch,
-        digest=_digest(said.source, found.classes, parts, histogram),
+        digest=_digest(keys.source, read.classes, parts, histogram),
         device=device,
         seed=seed,
-        crop=said.crop,
-        flip=said.flip,
+        crop=keys.crop,
+        flip=keys.flip,
         parts=parts,
         scaling=(factor, summand),
-        cutout=said.cutout,
+        cutout=keys.cutout,
         share=len(numbers) / there,
     )
 
 
-def _found(said: "settings.Data", device: torch.device, root: Path, in_memory: int) -> Found:
-    if said.source == "digits":
+def _found(keys: "settings.Data", device: torch.device, root: Path, in_memory: int) -> Found:
+    if keys.source == "digits":
         return read_npz(Path(__file__).with_name("digits.npz"), device=device)
-    path = None if said.path is None else root / Path(said.path).expanduser()
-    if said.source in TORCHVISION:
-        return read_torchvision(said.source, path, download=said.download, device=device)
+    path = None if keys.path is None else root / Path(keys.path).expanduser()
+    if keys.source in TORCHVISION:
+        return read_torchvision(keys.source, path, download=keys.download, device=device)
     if path is None:
-        raise UsageError(f"data.path: the source '{said.source}' needs one; write data.path, relative to the recipe.")
-    if said.source == "npz":
+        raise UsageError(f"data.path: the source '{keys.source}' needs one; write data.path, relative to the recipe.")
+    if keys.source == "npz":
         return read_npz(path, device=device)
-    return read_folder(path, size=said.size, workers=said.workers, device=device, in_memory=in_memory)
+    return read_folder(path, size=keys.size, workers=keys.workers, device=device, in_memory=in_memory)
 
 
 def _count(val: float, images: int) -> int:
@@ -261,6 +256,16 @@ def _count(val: float, images: int) -> int:
             "training on the others: there must be at least one of both."
         )
     return count
+
+
+def _subset(count: int | None, numbers: Tensor, seed: int) -> Tensor:
+    """So many of the training images, drawn; all where `count` is None."""
+    if count is None:
+        return numbers
+    if count > len(numbers):
+        raise UsageError(f"data.train: {count} is more than the {len(numbers)} training images there are.")
+    draw = torch.Generator().manual_seed(seed_of(seed, "subset", 0))
+    return numbers[torch.randperm(len(numbers), generator=draw)[:count]].sort().values
 
 
 def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -297,10 +302,10 @@ def _moments(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean), tuple(std)
 
 
-def _stated(key: str, said: tuple[float, ...] | None, measured: tuple[float, ...]) -> tuple[float, ...]:
-    if said is not None and (len(said) != len(measured) or max(said) >= 256):
-        raise UsageError(f"data.{key} is {list(said)}; it needs {len(measured)} numbers, of pixels from 0 to 1.")
-    return measured if said is None else said
+def _stated(key: str, given: tuple[float, ...] | None, measured: tuple[float, ...]) -> tuple[float, ...]:
+    if given is not None and (len(given) != len(measured) or max(given) >= 256):
+        raise UsageError(f"data.{key} is {list(given)}; it needs {len(measured)} numbers, of pixels from 0 to 1.")
+    return measured if given is None else given
 
 
 def _digest(name: str, classes: Sequence[str], parts: Mapping[str, tuple[Source, Tensor]], histogram: Tensor) -> str:

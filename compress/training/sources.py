@@ -204,10 +204,10 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
     except FileNotFoundError:
         raise UsageError(f"data.path: there is no file {path}.") from None
     except Exception as error:  # a header goes through Python's own parser, and its errors are of every kind
-        told = str(error)
-        if "contains pickled" in told:  # what numpy takes all junk for
-            told = "it is damaged or something else"
-        raise UsageError(f"{path} cannot be read as an .npz file of plain arrays: {told}") from error
+        why = str(error)
+        if "contains pickled" in why:  # what numpy takes all junk for
+            why = "it is damaged or something else"
+        raise UsageError(f"{path} cannot be read as an .npz file of plain arrays: {why}") from error
     keys = set(arrays)
     more = [f"x{number}" for number in range(2, len(keys)) if f"x{number}_train" in keys]
     splits = [split for split in ("train", "val", "test") if split != "val" or f"x_{split}" in keys]

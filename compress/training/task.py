@@ -64,32 +64,32 @@ def classification(data: Data, label_smoothing: float = 0.0) -> Task:
     return Task(loss, lambda output, y: top1(output, y, data))
 
 
-def task_of(said: settings.Train, data: Data, folder: Path = Path()) -> Task:
+def task_of(train: settings.Train, data: Data, folder: Path = Path()) -> Task:
     """The task that a recipe states. Raises UsageError where a function is missing, or is needed and not stated."""
-    if said.step and said.loss:
+    if train.step and train.loss:
         raise UsageError("train.step and train.loss both say the loss; keep train.step, which calls what it needs.")
-    if not data.classes and not (said.metric and (said.loss or said.step)):
-        lacking = "train.metric" if said.loss or said.step else "train.loss and train.metric"
+    if not data.classes and not (train.metric and (train.loss or train.step)):
+        lacking = "train.metric" if train.loss or train.step else "train.loss and train.metric"
         raise UsageError(f"The targets of {data.name} are no class labels; name {lacking}, such as ./net.py:function.")
-    usual = classification(data, said.label_smoothing)
-    named = {key: _named(key, getattr(said, key), folder) for key in ("loss", "metric", "step")}
+    usual = classification(data, train.label_smoothing)
+    named = {key: _named(key, getattr(train, key), folder) for key in ("loss", "metric", "step")}
     return Task(
-        _checked("loss", said.loss, named["loss"]) if named["loss"] else usual.loss,
-        _checked("metric", said.metric, named["metric"]) if named["metric"] else usual.metric,
-        _checked_step(said.step, named["step"]) if named["step"] else None,
-        said.metric or usual.name,
+        _checked("loss", train.loss, named["loss"]) if named["loss"] else usual.loss,
+        _checked("metric", train.metric, named["metric"]) if named["metric"] else usual.metric,
+        _checked_step(train.step, named["step"]) if named["step"] else None,
+        train.metric or usual.name,
     )
 
 
 def logits(output: Any, data: Data, images: int) -> Tensor:
     """The logits [B, classes] in an output. Raises UsageError where it has none."""
-    found = output if isinstance(output, Tensor) else next(flat(output), torch.empty(0))
-    if found.ndim != 2 or found.shape[0] != images or found.shape[1] < len(data.classes):
+    tensor = output if isinstance(output, Tensor) else next(flat(output), torch.empty(0))
+    if tensor.ndim != 2 or tensor.shape[0] != images or tensor.shape[1] < len(data.classes):
         raise UsageError(
-            f"The model returns {list(found.shape)} for {images} images of {data.name}, which has {len(data.classes)} "
+            f"The model returns {list(tensor.shape)} for {images} images of {data.name}, which has {len(data.classes)} "
             f"classes; it must return [{images}, {len(data.classes)}]. Give the factory the number of classes."
         )
-    return found.float()
+    return tensor.float()
 
 
 def top1(output: Any, y: Tensor, data: Data) -> Tensor:
@@ -116,24 +116,25 @@ def _checked(key: str, path: str | None, call: Callable[..., Any]) -> Callable[[
     """The user's function; what it raises, or returns instead of numbers, is told with its name."""
 
     def checked(output: Any, y: Tensor) -> Tensor:
-        found = _called(key, path, call, output, y)
-        if isinstance(found, (int, float)):
-            found = torch.tensor(float(found))
-        if not isinstance(found, Tensor) or list(found.shape) not in ([], [len(y)] if key == "metric" else []):
-            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        returned = _called(key, path, call, output, y)
+        if isinstance(returned, (int, float)):
+            returned = torch.tensor(float(returned))
+        if not isinstance(returned, Tensor) or list(returned.shape) not in ([], [len(y)] if key == "metric" else []):
+            got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
             want = f"one number, or one for each of {len(y)} images" if key == "metric" else "a tensor of one number"
             raise UsageError(f"train.{key}: {path} returned {got}; it must return {want}")
-        return found
+        return returned
 
     return checked
 
 
 def _checked_step(path: str | None, call: Callable[..., Any]) -> Callable[..., tuple[Tensor, Any]]:
     def checked(model: nn.Module, x: Batch, y: Tensor) -> tuple[Tensor, Any]:
-        found = _called("step", path, call, model, x, y)
-        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Tensor) or found[0].dim():
-            raise UsageError(f"train.step: {path} returned {type(found).__name__}; it must return (loss, output)")
-        return found[0], found[1]
+        returned = _called("step", path, call, model, x, y)
+        pair = returned if isinstance(returned, tuple) and len(returned) == 2 else (None, None)
+        if not isinstance(pair[0], Tensor) or pair[0].dim():
+            raise UsageError(f"train.step: {path} returned {type(returned).__name__}; it must return (loss, output)")
+        return pair[0], pair[1]
 
     return checked
 

@@ -1,7 +1,7 @@
 """Training, scoring and batch-norm statistics: one plain loop that every method shares.
 
     place(model, device, memory_format_of("auto", device, model))
-    train(model, data, optimizer, start=0, steps=data.steps_per_epoch, lr=lambda step: 0.1, seed=0) -> Trained
+    train(model, Loop(data, optimizer, start=0, steps=data.steps_per_epoch, seed=0), lambda step: 0.1) -> Trained
     score(model, data, "val") -> Score
 
 Step n sees batch n of the data's stream, and dropout that depends on (seed, n) alone: 100 steps in one call or in two
@@ -23,6 +23,7 @@ from compress.errors import UsageError
 from compress.reading.ghost import copied, flat
 from compress.reading.inputs import Shape, arguments, each
 from compress.training.data import Data
+from compress.training.events import Listener, Progress, silent
 from compress.training.seeds import seed_of
 from compress.training.task import Task, classification
 
@@ -54,6 +55,24 @@ class Score:
     images: int
 
 
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Some optimizer steps of a run, and all that they depend on beside the model."""
+
+    data: Data
+    optimizer: torch.optim.Optimizer
+    start: int
+    """The number of the first step since the run began: step n sees batch n of the stream."""
+    steps: int
+    seed: int
+    precision: str = "fp32"
+    """Or "bf16" (autocast)."""
+    task: Task | None = None
+    """What for; None is classification."""
+    listen: Listener = silent
+    """Hears of progress."""
+
+
 def lr_at(schedule: str, lr: float, progress: float, warmup: float = 0.0) -> float:
     """Return the learning rate at `progress` (0 to 1) of a stage with peak `lr`.
 
@@ -75,51 +94,27 @@ def lr_at(schedule: str, lr: float, progress: float, warmup: float = 0.0) -> flo
     raise UsageError(f"There is no schedule '{schedule}'; choose constant, cosine, onecycle, staircase or steps.")
 
 
-def train(
-    model: nn.Module,
-    data: Data,
-    optimizer: torch.optim.Optimizer,
-    *,
-    start: int,
-    steps: int,
-    lr: Callable[[int], float],
-    seed: int,
-    precision: str = "fp32",
-    task: Task | None = None,
-    tell: Callable[..., None] | None = None,
-) -> Trained:
-    """Train for the steps `start` to `start + steps - 1`; `lr` is given each of these numbers.
+def train(model: nn.Module, loop: Loop, lr: Callable[[int], float]) -> Trained:
+    """Train for the loop's steps; `lr` is given the number of each.
 
-    A parameter group's `lr_scale`, if it has one, multiplies its rate. `precision` is "fp32" or "bf16" (autocast).
-    `task` says what for; None is classification.
-    `tell(step=, steps=, loss=, images_per_second=)` hears of progress twice a second and at the end: steps done of
-    `steps`, mean loss and speed since it was last told. Seeds torch's global generators anew in each step. Raises
-    UsageError when the loss is not finite; on a CPU before the step that would spoil the weights.
+    A parameter group's `lr_scale`, if it has one, multiplies its rate. Seeds torch's global generators anew in each
+    step. Raises UsageError when the loss is not finite; on a CPU before the step that would spoil the weights.
     """
-    task = task or classification(data)
     model.train()
-    begin = told = perf_counter()
+    begin, optimizer, data = perf_counter(), loop.optimizer, loop.data
+    task = loop.task or classification(data)
+    watch = Watch(loop)
     waiting: list[Tensor] = []  # steps not looked at yet: looking makes a GPU wait
-    seen: list[list[float]] = []  # loss of every step, and its images' scores added up
-    heard = 0
-    for done, (x, y) in enumerate(data.stream(start, steps), 1):
-        step = start + done - 1
-        rate = lr(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
-        seed_dropout(seed_of(seed, "dropout", step), data.device)
-        loss, score_sum = task.run(model, x, y, precision)
+    for step, (x, y) in enumerate(data.stream(loop.start, loop.steps), loop.start):
+        set_rate(optimizer, lr(step))
+        seed_dropout(seed_of(loop.seed, "dropout", step), data.device)
+        loss, score_sum = task.run(model, x, y, loop.precision)
         waiting.append(torch.stack([loss.detach(), score_sum]))
-        now = perf_counter()
-        due = done == steps or now - told >= TELL_EVERY
+        due = watch.is_due(step)
         if due or data.device.type == "cpu":
-            seen += torch.stack(waiting).tolist()
-            for late in range(len(seen) - len(waiting), len(seen)):
-                if not math.isfinite(seen[late][0]):
-                    raise UsageError(
-                        f"The loss became {seen[late][0]} in step {start + late}, at a learning rate of "
-                        f"{lr(start + late):g}. Try a third of the rate, a warm-up, or train.precision: fp32."
-                    )
+            for row in torch.stack(waiting).tolist():
+                _refuse_infinite(row[0], loop.start + len(watch.rows), lr)
+                watch.rows.append(row)
             waiting.clear()
         if not loss.requires_grad:
             raise UsageError(
@@ -128,18 +123,51 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if due and tell is not None:
-            speed = (done - heard) * data.batch / max(perf_counter() - told, 1e-9)
-            tell(step=done, steps=steps, loss=fmean(of for of, _ in seen[heard:]), images_per_second=speed)
         if due:
-            told, heard = perf_counter(), done
-    images = steps * data.batch
+            watch.tell(step)
+    images = loop.steps * data.batch
     return Trained(
-        loss=fmean(of for of, _ in seen) if seen else 0.0,
-        accuracy=sum(good for _, good in seen) / images if images else 0.0,
+        loss=fmean(loss for loss, _ in watch.rows) if watch.rows else 0.0,
+        accuracy=sum(good for _, good in watch.rows) / images if images else 0.0,
         images=images,
         seconds=perf_counter() - begin,
     )
+
+
+def _refuse_infinite(loss: float, step: int, lr: Callable[[int], float]) -> None:
+    if not math.isfinite(loss):
+        raise UsageError(
+            f"The loss became {loss} in step {step}, at a learning rate of {lr(step):g}. Try a third of the rate, a "
+            "warm-up, or train.precision: fp32."
+        )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameter groups this learning rate, each times its `lr_scale` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+class Watch:
+    """Tells of a loop's progress twice a second and at its end: steps done, mean loss and speed since it last did."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.rows: list[list[float]] = []  # of every step looked at: its loss, and whatever else the loop writes down
+        self._since, self._heard = perf_counter(), 0  # when it last told, and of how many steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time to tell, after this step."""
+        last = self.loop.start + self.loop.steps - 1
+        return step == last or perf_counter() - self._since >= TELL_EVERY
+
+    def tell(self, step: int) -> None:
+        """Tell how far the loop has come."""
+        done, now = step - self.loop.start + 1, perf_counter()
+        speed = (done - self._heard) * self.loop.data.batch / max(now - self._since, 1e-9)
+        loss = fmean(row[0] for row in self.rows[self._heard :])
+        self.loop.listen(Progress(done, self.loop.steps, loss, speed))
+        self._since, self._heard = now, done
 
 
 @torch.no_grad()

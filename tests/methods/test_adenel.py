@@ -20,17 +20,13 @@ from compress.methods.adenel.settings import PUBLISHED, Adenel
 from compress.methods.l1.settings import L1
 from compress.recipe.settings import Recipe
 from compress.recipe.step import Tune
-from compress.training.lab import Lab
+from compress.training.bench import Bench
 from compress.training.train import lr_at
 
 TINY = {"widths": [12, 16], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8, "classes": 4}
 DEEP = TINY | {"widths": [16, 16, 20, 20], "pools": [2, 4]}  # enough layers for a budget to be filled closely
 CONV1, CONV2 = "features.conv1", "features.conv2"
-Build = Callable[..., tuple[Lab, AdeNeL]]
-
-
-def silent(kind: str, /, **said: object) -> None:
-    pass
+Build = Callable[..., tuple[Bench, AdeNeL]]
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +45,29 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(pictures: Path) -> Build:
     """Make a lab with a method in it, ready to start; keywords are keys of `method` and, with an underscore, others."""
 
-    def make(factory: str = "vgg", args: Mapping[str, Any] | None = None, **said: Any) -> tuple[Lab, AdeNeL]:
+    def make(factory: str = "vgg", args: Mapping[str, Any] | None = None, **said: Any) -> tuple[Bench, AdeNeL]:
         others = {key.strip("_"): said.pop(key) for key in list(said) if key.endswith("_")}
         model = {"factory": f"compress.models:{factory}", "args": TINY | dict(args or {}) if args is None else args}
         data = {"source": "npz", "path": str(pictures), "val": 16}
         method = {"name": "adenel", "seed_width": 4, "tune": {"epochs": 1}, **said}
         keys = {"model": model, "data": data, "train": {"batch": 16}, "budget": "10MMACs", "method": method, **others}
         recipe = Recipe.model_validate(keys)
-        lab, _ = prepare(recipe, "cpu", silent)
+        lab, _ = prepare(recipe, "cpu")
         return lab, cast(AdeNeL, methods_of(recipe)[0])
 
     return make
 
 
-def optimizer_of(lab: Lab) -> DIISS:
+def optimizer_of(lab: Bench) -> DIISS:
     assert isinstance(lab.optimizer, DIISS)
     return lab.optimizer
 
 
-def coupled(lab: Lab) -> bool:
+def coupled(lab: Bench) -> bool:
     return any(group["path"] and group["couple"] for group in lab.optimizer.param_groups)
 
 
-def choose(lab: Lab, rows: Mapping[str, list[int]]) -> None:
+def choose(lab: Bench, rows: Mapping[str, list[int]]) -> None:
     """Set Gamma by hand: by weight, the filters that are in the support."""
     for name, chosen in rows.items():
         weight = lab.model.get_parameter(name)
@@ -80,7 +76,7 @@ def choose(lab: Lab, rows: Mapping[str, list[int]]) -> None:
         lab.optimizer.state[weight]["gamma"] = gamma
 
 
-def weight_of(lab: Lab, space: str) -> Tensor:
+def weight_of(lab: Bench, space: str) -> Tensor:
     return lab.model.get_parameter(f"{space}.weight")
 
 
@@ -97,7 +93,7 @@ def test_the_seed_is_narrow_where_a_convolution_is_judged_and_full_elsewhere(
     lab, method = build(args=net, seed_width=seed_width, align_=align)
     method.init(lab)
     assert list(lab.widths.values()) == [*convs, 20]
-    floors = method._narrow(lab.surgeon.graph, method.align)
+    floors = method._narrow(lab.graph, method.align)
     assert list(floors.values()) == [min(align, convs[0]), align, align, 20]
 
 
@@ -133,10 +129,10 @@ def test_a_model_without_convolutions_that_can_grow_is_refused(build: Build, tmp
     (tmp_path / "net.py").write_text(net)
     keys = {"model": {"factory": "./net.py:make"}, "method": {"name": "adenel"}, "budget": "1MMACs"}
     with pytest.raises(UsageError, match=r"nothing to grow.*include_1x1: true"):
-        prepare(Recipe.model_validate(keys).placed(tmp_path), "cpu", silent)
+        prepare(Recipe.model_validate(keys).placed(tmp_path), "cpu")
     keys["method"] = {"name": "adenel", "include_1x1": True, "seed_width": 2}
     with pytest.raises(UsageError, match="has 10 classes"):  # now it can grow; the next thing is refused
-        prepare(Recipe.model_validate(keys).placed(tmp_path), "cpu", silent)
+        prepare(Recipe.model_validate(keys).placed(tmp_path), "cpu")
 
 
 def test_judged_weights_follow_a_path_and_vectors_have_no_weight_decay(build: Build) -> None:
@@ -405,10 +401,10 @@ def test_the_default_preset_fills_its_budget_on_digits(tmp_path: Path) -> None:
         "budget": "120kFLOPs",
     }
     recipe = Recipe.model_validate(keys)
-    lab, plan = prepare(recipe, "cpu", silent)
-    develop(lab, methods_of(recipe), tmp_path, silent)
-    macs = [line["macs"] for line in lab.history]
-    assert [line["event"] for line in lab.history][:2] == ["seed", "round"]
+    lab, plan = prepare(recipe, "cpu")
+    develop(lab, methods_of(recipe), tmp_path)
+    macs = [note.macs for note in lab.history]
+    assert [note.event for note in lab.history][:2] == ["seed", "round"]
     assert macs == sorted(macs)
     assert 0.99 <= plan.budget.utilisation(lab.cost()) <= 1
     assert lab.score("test").accuracy > 0.8
@@ -420,8 +416,8 @@ def test_the_published_preset_runs_from_end_to_end_as_published(build: Build, tm
     said = method.settings.model_dump(mode="json")
     assert {key: said[key] for key in PUBLISHED} == {**PUBLISHED, **changed}
     assert said["tune"] == {"epochs": 1, "schedule": "steps", "lr": None, "warmup": 0}
-    develop(lab, [method], tmp_path, silent)
-    rounds = [line for line in lab.history if line["event"] == "round"]
+    develop(lab, [method], tmp_path)
+    rounds = [note.numbers for note in lab.history if note.event == "round"]
     width = dict(rounds[-2]["widths"])
     assert len(rounds) > 1
     assert all(n >= width[space] for space, n in lab.widths.items())

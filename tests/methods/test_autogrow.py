@@ -18,17 +18,14 @@ from compress.errors import Infeasible, UsageError
 from compress.methods.autogrow import method as autogrow
 from compress.methods.autogrow.method import AutoGrow, State, gained, initialise, useful
 from compress.methods.autogrow.settings import Autogrow
+from compress.methods.protocol import Lab
 from compress.recipe.keys import Duration
 from compress.recipe.settings import Recipe
-from compress.training.lab import Lab
+from compress.training.bench import Bench
 from compress.training.train import Score, Trained
 
 NET = {"width": 4, "in_channels": 1}
 Event = tuple[str, ...]
-
-
-def silent(kind: str, /, **said: Any) -> None:
-    pass
 
 
 def recipe(*, budget: str = "160kMACs", factory: str = "basic3resnet", **method: Any) -> Recipe:
@@ -55,10 +52,9 @@ class Desk:
         self.scores: Iterator[float] = iter(scores)
         self.events: list[Event] = []
         self.depths = dict.fromkeys((f"s{n}" for n in range(stages)), 1)
-        self.model = self.surgeon = self.original = None
-        self.step = 0
-        self.data = SimpleNamespace(steps_per_epoch=1, share=1.0, counts={"val": 1000})
-        self.recipe = SimpleNamespace(train=SimpleNamespace(lr=0.1))
+        self.model = self.original = None
+        self.step, self.epoch, self.share, self.images = 0, 1, 1.0, {"val": 1000}
+        self.keys = SimpleNamespace(lr=0.1)
         self.budget = SimpleNamespace(holds=lambda _: sum(self.depths.values()) - stages < room)
 
     def stages(self, names: object) -> list[Any]:
@@ -76,6 +72,9 @@ class Desk:
 
     def score(self) -> Score:
         return Score(accuracy=next(self.scores), loss=1.0, images=1)
+
+    def sketch(self) -> None:
+        pass
 
     @property
     def widths(self) -> dict[str, int]:
@@ -240,7 +239,7 @@ def test_initialisers_have_their_range_mean_and_standard_deviation(
 
 
 def test_growing_with_zeros_does_not_change_the_accuracy_and_adam_trains_the_new_norms_alone() -> None:
-    lab, _ = prepare(recipe(init="adam", on_saturation="stop"), "cpu", silent)
+    lab, _ = prepare(recipe(init="adam", on_saturation="stop"), "cpu")
     method = cast(AutoGrow, methods_of(lab.recipe)[0])
     method.init(lab)
     before = {name: p.detach().clone() for name, p in lab.model.named_parameters()}
@@ -299,8 +298,8 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(tmp_path: Path, steps: l
         said["budget"] = "130kMACs"
     whole = Recipe.model_validate(said)
 
-    def life(folder: Path, until: int) -> Lab | None:
-        lab, _ = prepare(whole, "cpu", silent)
+    def life(folder: Path, until: int) -> Bench | None:
+        lab, _ = prepare(whole, "cpu")
         train = lab.train
 
         def mortal(steps: int, lr: Callable[[int], float]) -> Trained:
@@ -310,12 +309,12 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(tmp_path: Path, steps: l
 
         lab.train = mortal  # type: ignore[method-assign]
         try:
-            develop(lab, methods_of(whole), folder, silent)
+            develop(lab, methods_of(whole), folder)
         except KeyboardInterrupt:
             return None
         return lab
 
-    def lived(folder: Path, deaths: Sequence[int]) -> Lab:
+    def lived(folder: Path, deaths: Sequence[int]) -> Bench:
         folder.mkdir()
         assert [life(folder, death) for death in deaths] == [None] * len(deaths)
         lab = life(folder, 10**9)
@@ -332,7 +331,7 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(tmp_path: Path, steps: l
 
 
 def test_an_interval_lasts_as_many_steps_as_with_all_the_images_unless_it_is_said_in_steps() -> None:
-    lab, _ = prepare(recipe(), "cpu", silent)  # 100 of 1,000 images, in batches of 20
+    lab, _ = prepare(recipe(), "cpu")  # 100 of 1,000 images, in batches of 20
     whole, plain = AutoGrow(Autogrow()), AutoGrow(Autogrow(scale_to_data=False))
     assert whole._span(lab, Duration(3, "epochs")) == 3 * 50
     assert plain._span(lab, Duration(3, "epochs")) == 3 * 5
@@ -340,7 +339,7 @@ def test_an_interval_lasts_as_many_steps_as_with_all_the_images_unless_it_is_sai
 
 
 def test_a_cut_of_what_was_appended_in_vain_leaves_the_useful_depth() -> None:
-    lab, _ = prepare(recipe(overshoot="cut", on_saturation="stop"), "cpu", silent)
+    lab, _ = prepare(recipe(overshoot="cut", on_saturation="stop"), "cpu")
     method = cast(AutoGrow, methods_of(lab.recipe)[0])
     method.init(lab)
     stages = lab.stages(None)
@@ -362,7 +361,7 @@ def test_torchvisions_networks_and_a_users_own_grow_by_copies(tmp_path: Path) ->
     )
     said = recipe(init="zero").model_dump(mode="json")
     said |= {"model": {"factory": "./net.py:net"}, "budget": "8MMACs"}
-    lab, _ = prepare(Recipe.model_validate(said).placed(tmp_path), "cpu", silent)
+    lab, _ = prepare(Recipe.model_validate(said).placed(tmp_path), "cpu")
     method = cast(AutoGrow, methods_of(lab.recipe)[0])
     method.init(lab)
     stages = lab.stages(None)
@@ -377,11 +376,11 @@ def test_torchvisions_networks_and_a_users_own_grow_by_copies(tmp_path: Path) ->
 def test_what_is_excluded_stays_excluded_in_new_blocks() -> None:
     said = recipe().model_dump(mode="json")
     said["model"]["exclude"] = ["stage1.*.conv1"]
-    lab, _ = prepare(Recipe.model_validate(said), "cpu", silent)
+    lab, _ = prepare(Recipe.model_validate(said), "cpu")
     method = cast(AutoGrow, methods_of(lab.recipe)[0])
     method.init(lab)
     method._append(lab, dict.fromkeys(lab.stages(None), 2), {}, trained=0.0)
-    spaces = lab.surgeon.graph.spaces
+    spaces = lab.graph.spaces
     assert spaces["stage1.1.conv1"].frozen == "model.exclude: stage1.*.conv1"
     assert spaces["stage2.1.conv1"].frozen is None
 

@@ -22,6 +22,7 @@ from compress.reading.graph import read
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct
 from compress.surgery.widths import survey
+from compress.training.events import Event, Noted
 
 NET = """
 import torch
@@ -74,14 +75,10 @@ def recipe(**said: Any) -> Recipe:
     return Recipe.model_validate(keys)
 
 
-def silent(kind: str, /, **said: object) -> None:
-    pass
-
-
 def test_the_largest_filters_stay_and_the_budget_decides_how_many(shop: Path) -> None:
-    lab, planned = prepare(recipe(method={"tune": {"epochs": 0}}), "cpu", silent)
+    lab, planned = prepare(recipe(method={"tune": {"epochs": 0}}), "cpu")
     before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
-    develop(lab, methods_of(lab.recipe), shop, silent)
+    develop(lab, methods_of(lab.recipe), shop)
     graph = planned.graph
     widths = land(graph.price, dict.fromkeys(graph.free, 1), graph.widths, planned.budget, ceiling=graph.widths)
     assert lab.widths == widths
@@ -123,7 +120,7 @@ def test_a_network_that_fits_already_comes_out_bit_for_bit(shop: Path) -> None:
 
 
 def test_the_starting_accuracy_is_reported_before_anything_is_changed(shop: Path) -> None:
-    lab, planned = prepare(recipe(), "cpu", silent)
+    lab, planned = prepare(recipe(), "cpu")
     start = lab.score().accuracy
     told = run(recipe(), out="out").report
     where = {"event": "start", "step": 0, "method": "l1", "val": start, "used": lab.budget.utilisation(planned.base)}
@@ -135,7 +132,7 @@ def test_the_starting_accuracy_is_reported_before_anything_is_changed(shop: Path
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 7])
 def test_several_cuts_end_at_the_widths_of_one(shop: Path, rounds: int) -> None:
-    lab, planned = prepare(recipe(method={"rounds": rounds, "round": "1 steps", "tune": {"epochs": 0}}), "cpu", silent)
+    lab, planned = prepare(recipe(method={"rounds": rounds, "round": "1 steps", "tune": {"epochs": 0}}), "cpu")
     seen = []
     method = methods_of(lab.recipe)[0]
     assert isinstance(method, L1Pruning)
@@ -150,30 +147,30 @@ def test_several_cuts_end_at_the_widths_of_one(shop: Path, rounds: int) -> None:
 
 
 def test_aligned_widths_are_multiples_or_the_full_ones(shop: Path) -> None:
-    lab, _ = prepare(recipe(align=8, method={"tune": {"epochs": 0}}), "cpu", silent)
-    develop(lab, methods_of(lab.recipe), shop, silent)
+    lab, _ = prepare(recipe(align=8, method={"tune": {"epochs": 0}}), "cpu")
+    develop(lab, methods_of(lab.recipe), shop)
     assert all(width % 8 == 0 for width in lab.widths.values())
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(shop: Path) -> None:
     said = recipe(method={"rounds": 2, "round": "3 steps", "tune": {"epochs": 1}}, checkpoint="2 steps")
-    whole, _ = prepare(said, "cpu", silent)
-    develop(whole, methods_of(said), shop, silent)
+    whole, _ = prepare(said, "cpu")
+    develop(whole, methods_of(said), shop)
 
     class Stop(Exception):
         pass
 
-    def stop_late(kind: str, /, **told: Any) -> None:
-        if kind == "note" and told["event"] == "tune":
+    def stop_late(event: Event) -> None:
+        if isinstance(event, Noted) and event.note.event == "tune":
             raise Stop
 
     work = shop / "work"
     work.mkdir()
     lab, _ = prepare(said, "cpu", stop_late)
     with pytest.raises(Stop):
-        develop(lab, methods_of(said), work, stop_late)
-    again, _ = prepare(said, "cpu", silent)
-    assert develop(again, methods_of(said), work, silent)
+        develop(lab, methods_of(said), work)
+    again, _ = prepare(said, "cpu")
+    assert develop(again, methods_of(said), work)
     assert again.history == whole.history
     mine, theirs = again.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)

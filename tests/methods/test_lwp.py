@@ -19,7 +19,8 @@ from compress.methods.lwp.settings import PUBLISHED_LWP, PUBLISHED_LWP_TUNE, Lwp
 from compress.recipe.settings import Recipe
 from compress.recipe.step import Tune
 from compress.surgery.connections import Wiring, cuts_in
-from compress.training.lab import Lab
+from compress.training.bench import Bench
+from compress.training.events import Event, Listener, Noted, silent
 
 
 def recipe(**said: Any) -> Recipe:
@@ -42,18 +43,14 @@ def recipe(**said: Any) -> Recipe:
     return Recipe.model_validate(keys)
 
 
-def silent(kind: str, /, **said: object) -> None:
-    pass
-
-
 def begun(said: Recipe) -> None:
-    lab, _ = prepare(said, "cpu", silent)
+    lab, _ = prepare(said, "cpu")
     methods_of(said)[0].init(lab)
 
 
-def developed(said: Recipe, folder: Path, tell: Any = silent) -> Lab:
-    lab, _ = prepare(said, "cpu", tell)
-    develop(lab, methods_of(said), folder, tell)
+def developed(said: Recipe, folder: Path, listen: Listener = silent) -> Bench:
+    lab, _ = prepare(said, "cpu", listen)
+    develop(lab, methods_of(said), folder)
     return lab
 
 
@@ -82,13 +79,13 @@ def test_interrupted_in_any_phase_a_run_goes_on_to_the_same_weights(tmp_path: Pa
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     whole = developed(said, tmp_path / "whole")
-    steps = [(line["event"], line["step"]) for line in whole.history]
+    steps = [(note.event, note.step) for note in whole.history]
     assert steps[:3] == [("start", 0), ("pretrain", 3), ("pretrain", 5)]
     for at in (("pretrain", 5), ("search", 11), ("search", 16), ("selected", 18), ("tune", 23)):
         assert at in steps
 
-        def stop(kind: str, /, at: tuple[str, int] = at, **told: Any) -> None:
-            if kind == "note" and (told["event"], told["step"]) == at:
+        def stop(event: Event, at: tuple[str, int] = at) -> None:
+            if isinstance(event, Noted) and (event.note.event, event.note.step) == at:
                 raise Interrupted("stop")
 
         with pytest.raises(Interrupted):
@@ -102,29 +99,29 @@ def test_interrupted_in_any_phase_a_run_goes_on_to_the_same_weights(tmp_path: Pa
 
 
 def test_a_network_with_weights_is_not_trained_first_and_one_that_fits_loses_nothing(tmp_path: Path) -> None:
-    lab, _ = prepare(recipe(), "cpu", silent)
+    lab, _ = prepare(recipe(), "cpu")
     tensors = {name: tensor.contiguous() for name, tensor in lab.model.state_dict().items()}
     safetensors.torch.save_file(tensors, tmp_path / "w.safetensors")
     weights = {"weights": str(tmp_path / "w.safetensors")}
     given = recipe(model=weights, method={"pretrain": {}}, budget="100% MACs")
     (tmp_path / "a").mkdir()
     kept = developed(given, tmp_path / "a")
-    assert [line["event"] for line in kept.history] == ["start"]
+    assert [note.event for note in kept.history] == ["start"]
     assert all(torch.equal(a, b) for a, b in zip(kept.model.parameters(), lab.model.parameters(), strict=True))
     (tmp_path / "b").mkdir()
     fresh = developed(recipe(budget="100% MACs"), tmp_path / "b")
-    assert [line["event"] for line in fresh.history] == ["start", "pretrain"]
+    assert [note.event for note in fresh.history] == ["start", "pretrain"]
 
 
 def test_unless_it_is_to_be_filled_the_reward_decides_how_large_the_network_is(tmp_path: Path) -> None:
     lab = developed(recipe(method={"fill": False, "retrain": "scratch", "alpha": 0.5}, budget="100% MACs"), tmp_path)
-    assert [line["event"] for line in lab.history][-2:] == ["selected", "tune"]
+    assert [note.event for note in lab.history][-2:] == ["selected", "tune"]
     assert lab.whole.utilisation(lab.cost()) <= 1
 
 
 def test_the_plan_knows_the_floor_and_refuses_what_is_below(tmp_path: Path) -> None:
     known = plan(recipe())
-    wiring = Wiring.read(prepare(recipe(), "cpu", silent)[0].model, (1, 8, 8))
+    wiring = Wiring.read(prepare(recipe(), "cpu")[0].model, (1, 8, 8))
     assert [known.floor.params, known.floor.macs, known.floor.thop] == wiring.floor.tolist()
     below = plan(recipe(budget=f"{known.floor.macs - 1} MACs"))
     assert not below.feasible
@@ -171,7 +168,7 @@ def test_the_published_preset_has_the_papers_values() -> None:
 
 def test_phases_with_nothing_to_do_are_left_out(tmp_path: Path) -> None:
     bare = {"pretrain": {"epochs": 0}, "release": "0 steps", "joint": "0 steps", "tune": {"epochs": 0}}
-    lab, _ = prepare(recipe(method=bare), "cpu", silent)
+    lab, _ = prepare(recipe(method=bare), "cpu")
     method = methods_of(lab.recipe)[0]
     assert isinstance(method, LWP)
     state = method.init(lab)
@@ -182,7 +179,7 @@ def test_phases_with_nothing_to_do_are_left_out(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_a_mask_has_a_row_a_layer_and_a_column_a_source() -> None:
-    lab, _ = prepare(recipe(), "cpu", silent)
+    lab, _ = prepare(recipe(), "cpu")
     wiring = Wiring.read(lab.model, (1, 8, 8))
     first, _ = pictures(wiring, wiring.full)
     names = [f"features.denseblock1.denselayer{number}.conv1" for number in (1, 2)]
@@ -210,15 +207,15 @@ def test_steps_with_lwp_land_and_go_on_where_they_were_stopped(tmp_path: Path, s
     again, folder = None, tmp_path / "stopped"
     folder.mkdir()
 
-    def tell(kind: str, /, **told: Any) -> None:
-        if kind == "note" and told["event"] in ("selected", "tune") and told["step"] not in stops:
-            stops.append(told["step"])
+    def listen(event: Event) -> None:
+        if isinstance(event, Noted) and event.note.event in ("selected", "tune") and event.note.step not in stops:
+            stops.append(event.note.step)
             raise Interrupted("stopped")
 
     stops: list[int] = []
     while again is None:
         try:
-            again = developed(said, folder, tell)
+            again = developed(said, folder, listen)
         except Interrupted:
             continue
     assert len(stops) >= 3

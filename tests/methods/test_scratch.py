@@ -21,7 +21,7 @@ from compress.reading.graph import Graph
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import Structure
 from compress.surgery.widths import Surgeon, survey
-from compress.training.lab import Lab
+from compress.training.bench import Bench
 from compress.training.train import lr_at
 
 NET = {"widths": [12, 16], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8}
@@ -35,21 +35,17 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 GRAPHS: dict[str, Graph] = {}  # each read once
 
 
-def silent(kind: str, /, **said: object) -> None:
-    pass
-
-
-def lab_of(folder: Path = Path(), budget: str = "10MMACs", **method: Any) -> tuple[Lab, Any]:
+def lab_of(folder: Path = Path(), budget: str = "10MMACs", **method: Any) -> tuple[Bench, Any]:
     keys = {
         "model": {"factory": "compress.models:vgg", "args": NET},
         "method": {"name": "scratch", "epochs": 2, **method},
         "budget": budget,
     }
     recipe = Recipe.model_validate(keys).placed(folder)
-    return prepare(recipe, "cpu", silent)[0], methods_of(recipe)[0]
+    return prepare(recipe, "cpu")[0], methods_of(recipe)[0]
 
 
-def saved(path: Path, lab: Lab, factory: str = "compress.models:vgg") -> None:
+def saved(path: Path, lab: Bench, factory: str = "compress.models:vgg") -> None:
     """Write the weights as a finished run does: its shapes are in the header, its structure in the metadata."""
     structure = {"compress": json.dumps({"structure": Structure(factory, NET).to_json()})}
     save_file({name: t.contiguous() for name, t in lab.model.state_dict().items()}, path, structure)

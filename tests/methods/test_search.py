@@ -13,14 +13,14 @@ from torch import nn
 from compress.budget.connections import FILLED, usage
 from compress.budget.limits import Budget, Cost
 from compress.methods.lwp.policy import Agent, Reward, sample
-from compress.methods.lwp.search import Searched, Terms, children, judge, search, used
+from compress.methods.lwp.search import Searched, Terms, children, search, used
 from compress.models import densenet
 from compress.recipe import settings
 from compress.surgery.connections import Masks, Wiring, cut
 from compress.training import data
 from compress.training.seeds import seed_of
 from compress.training.task import classification
-from compress.training.train import recalibrate, score
+from compress.training.train import Loop, recalibrate, score
 
 CPU, SHAPE = torch.device("cpu"), (1, 8, 8)
 
@@ -72,10 +72,8 @@ def hunt(
     net: nn.Module, masks: Masks, of: data.Data, learner: Agent, by: Terms, start: int, steps: int,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Searched:  # fmt: skip
-    return search(
-        net, masks, of, learner, by, optimizer or torch.optim.SGD(net.parameters(), lr=0.1),
-        start=start, steps=steps, seed=0, precision="fp32", task=classification(of),
-    )  # fmt: skip
+    loop = Loop(of, optimizer or torch.optim.SGD(net.parameters(), lr=0.1), start=start, steps=steps, seed=0)
+    return search(masks, learner, by, loop)
 
 
 def test_a_search_alone_changes_the_controller_and_nothing_of_the_network(
@@ -162,7 +160,9 @@ def test_a_child_is_scored_like_the_network_cut_out_and_given_its_own_statistics
     child = cut(net, wiring.cuts_of(mask), SHAPE)
     recalibrate(child, digits, 3)
     theirs = score(child, digits, "val")
-    ours = judge(net, masks, mask, digits, batches=3, precision="fp32", task=classification(digits))
+    masks.set(mask)
+    recalibrate(net, digits, 3)
+    ours = score(net, digits, "val")
     assert ours.accuracy == theirs.accuracy
     assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
 

@@ -9,6 +9,9 @@ import pytest
 from compress._plan import methods_of, plan
 from compress.budget.limits import Budget, Cost
 from compress.errors import UsageError
+from compress.methods import METHODS, settings_of
+from compress.methods.make import method_of
+from compress.methods.protocol import Around, Method
 from compress.recipe import file as recipes
 from compress.recipe.settings import Recipe
 
@@ -95,18 +98,26 @@ def test_a_part_of_a_budget_is_that_part_of_every_limit_that_is_counted() -> Non
 
 
 def test_every_method_says_what_a_step_before_it_may_take() -> None:
-    from compress.methods import METHODS
-    from compress.recipe.step import SHARES
+    before = {name: settings_of(name).share_before for name in METHODS}
+    assert before == {"adenel": 0.5, "autogrow": 0.5, "l1": 2.0, "lwp": 2.0, "scratch": 1.0}
 
-    assert SHARES.keys() == METHODS.keys()
+
+def test_every_row_of_the_table_names_keys_of_that_name_and_a_method_that_takes_them() -> None:
+    for name in METHODS:
+        settings = settings_of(name).model_validate({"epochs": 1} if name == "scratch" else {})
+        method = method_of(settings, Around(align=8))
+        assert settings.name == name
+        assert Method in type(method).__mro__
+        assert (method.settings, method.around.align) == (settings, 8)  # type: ignore[attr-defined]
 
 
 def test_the_schema_of_recipes_knows_steps_by_name_and_in_full() -> None:
     known = jsonschema.Draft202012Validator(recipes.schema())
     model = {"factory": "net:make"}
-    for steps in (["autogrow", "adenel"], ["lwp", {"name": "l1", "rounds": 2}]):
+    own = {"name": "pkg.net:Slimming", "args": {"share": 0.5}}
+    for steps in (["autogrow", "adenel"], ["lwp", {"name": "l1", "rounds": 2}], ["./slim.py:Slimming", own]):
         assert known.is_valid({"model": model, "steps": steps})
-    for steps in (["autogrow", "adenle"], ["scratch"], [{"name": "l1", "raunds": 2}]):
+    for steps in (["autogrow", "adenle"], ["scratch"], [{"name": "l1", "raunds": 2}], [own | {"arg": 1}]):
         assert not known.is_valid({"model": model, "steps": steps})
 
 

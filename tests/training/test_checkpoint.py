@@ -23,12 +23,14 @@ from compress.training.checkpoint import FILE, Saved
 NURSERY = """
 import json, os, signal, sys, torch
 from pathlib import Path
-from compress.plan import methods_of
-from compress.run import develop, prepare
-from compress.settings import Recipe
+from compress._plan import methods_of
+from compress._run import develop, prepare
+from compress.recipe.settings import Recipe
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+from compress.training.events import Progress
 
 class Mortal:
     def __init__(self, method, checkpoints):
@@ -44,14 +46,14 @@ class Mortal:
 
 def live(said, folder, threads, death):
     stretches = 0
-    def tell(kind, /, **numbers):
+    def listen(event):
         nonlocal stretches
-        stretches += kind == "progress" and numbers["step"] == numbers["steps"]
+        stretches += isinstance(event, Progress) and event.step == event.steps
         if death == "in a stretch" and stretches == 2:
             die()
     torch.set_num_threads(threads)
-    lab, _ = prepare(said, "cpu", tell)
-    develop(lab, [Mortal(methods_of(said)[0], 1 if death == "after a checkpoint" else 10**9)], folder, tell)
+    lab, _ = prepare(said, "cpu", listen)
+    develop(lab, [Mortal(methods_of(said)[0], 1 if death == "after a checkpoint" else 10**9)], folder)
 
 def end_of(*life):
     child = os.fork()

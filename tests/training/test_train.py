@@ -53,9 +53,9 @@ def sgd(model: nn.Module) -> torch.optim.SGD:
 
 def run(model: Any, of: data.Data, *stretches: tuple[int, int], **other: Any) -> train.Trained:
     optimizer = sgd(model)
-    chosen: dict[str, Any] = {"lr": lambda step: 0.1, "seed": 0, **other}
+    lr, chosen = other.pop("lr", lambda step: 0.1), {"seed": 0, **other}
     for start, steps in stretches:
-        trained = train.train(model, of, optimizer, start=start, steps=steps, **chosen)
+        trained = train.train(model, train.Loop(of, optimizer, start, steps, **chosen), lr)
     return trained
 
 
@@ -177,7 +177,7 @@ def test_a_groups_scale_multiplies_its_rate(digits: data.Data) -> None:
         asked.append(step)
         return 0.1
 
-    train.train(model, digits, optimizer, start=5, steps=3, lr=lr, seed=0)
+    train.train(model, train.Loop(digits, optimizer, start=5, steps=3, seed=0), lr)
     assert asked == [5, 6, 7]
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.1]
     assert torch.equal(model[0].weight, first)
@@ -221,14 +221,14 @@ def test_a_loss_that_is_not_finite_is_told_before_it_spoils_the_weights(
 
 
 def test_progress_is_told_twice_a_second_and_at_the_end(digits: data.Data) -> None:
-    told: list[dict[str, float]] = []
-    trained = run(tiny(), digits, (3, 150), tell=lambda **numbers: told.append(numbers))
-    assert told[-1]["step"] == told[-1]["steps"] == 150
-    assert [t["step"] for t in told] == sorted({t["step"] for t in told})
+    told: list[Any] = []
+    trained = run(tiny(), digits, (3, 150), listen=told.append)
+    assert told[-1].step == told[-1].steps == 150
+    assert [t.step for t in told] == sorted({t.step for t in told})
     assert len(told) <= 1 + trained.seconds / train.TELL_EVERY
-    parts = [t["step"] - before for t, before in zip(told, [0, *(t["step"] for t in told)], strict=False)]
-    assert sum(t["loss"] * n for t, n in zip(told, parts, strict=True)) / 150 == pytest.approx(trained.loss)
-    spent = sum(64 * n / t["images_per_second"] for t, n in zip(told, parts, strict=True))
+    parts = [t.step - before for t, before in zip(told, [0, *(t.step for t in told)], strict=False)]
+    assert sum(t.loss * n for t, n in zip(told, parts, strict=True)) / 150 == pytest.approx(trained.loss)
+    spent = sum(64 * n / t.images_per_second for t, n in zip(told, parts, strict=True))
     assert 0.5 * trained.seconds < spent <= trained.seconds + 1e-6  # a busy machine may pause between two readings
 
 

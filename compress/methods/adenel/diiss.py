@@ -81,8 +81,10 @@ class DIISS(Optimizer):
         wrong += [] if merged["penalty"] in PENALTIES else ["penalty"]
         wrong += ["momentum"] if merged["nesterov"] and not merged["momentum"] else []
         if wrong:
-            said = ", ".join(f"{key}={merged[key]!r}" for key in wrong)
-            raise CompressError(f"DI-ISS cannot run with {said}; penalties are {PENALTIES}, nesterov needs momentum.")
+            settings = ", ".join(f"{key}={merged[key]!r}" for key in wrong)
+            raise CompressError(
+                f"DI-ISS cannot run with {settings}; penalties are {PENALTIES}, nesterov needs momentum."
+            )
         super().add_param_group(param_group)
         if merged["path"] and (flat := [list(p.shape) for p in self.param_groups[-1]["params"] if p.dim() < 2]):
             raise CompressError(f"DI-ISS follows weights with filters along their first axis; {flat[0]} has none.")

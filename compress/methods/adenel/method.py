@@ -28,10 +28,9 @@ from compress.budget.widths import land
 from compress.errors import UsageError
 from compress.methods.adenel.diiss import DIISS, thresholds
 from compress.methods.adenel.settings import Adenel
+from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.graph import Graph
-from compress.recipe.settings import grows_present
 from compress.surgery.widths import Surgeon
-from compress.training.lab import Lab
 from compress.training.optim import decayed
 
 LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end
@@ -52,17 +51,21 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class AdeNeL:
+class AdeNeL(Method[State]):
     """The method with its hyper-parameters, as the recipe says them."""
 
     settings: Adenel
-    align: int = 1  # widths that growing makes are multiples of this
-    after: bool = False  # another step came before this one
+    around: Around = ALONE
+
+    @property
+    def align(self) -> int:
+        """Widths that growing makes are multiples of this."""
+        return self.around.align
 
     @property
     def keeps_weights(self) -> bool:
         """Whether it grows the net as it is."""
-        return grows_present(self.settings, after=self.after)
+        return self.settings.grows_present(after=self.around.after)
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave one filter, or one aligned block, wherever a layer can grow; a net that is grown as it is stays so."""
@@ -75,6 +78,10 @@ class AdeNeL:
     def seeds(self, graph: Graph) -> dict[str, int]:
         """Widths to start from, where the budget allows them."""
         return self._narrow(graph, up(self.settings.seed_width, self.align))
+
+    def remarks(self, graph: Graph) -> dict[str, str]:
+        """Which free spaces the method never judges."""
+        return dict.fromkeys(self.unjudged(graph), "adenel widens it only to fill the budget")
 
     def unjudged(self, graph: Graph) -> list[str]:
         """The free spaces that no round grows; landing may widen them a little, to fill the budget."""
@@ -90,7 +97,7 @@ class AdeNeL:
 
     def init(self, lab: Lab) -> State:
         """Narrow the full net to the seed, draw its weights anew, and make the optimizer."""
-        graph, state = lab.surgeon.graph, State(begin=lab.step)
+        graph, state = lab.graph, State(begin=lab.step)
         seeds = self.seeds(graph)
         if not lab.budget.holds(graph.price.cost(seeds)):  # too small a budget to grow in: the seed itself is landed
             least = self._narrow(graph, self.align)
@@ -108,7 +115,7 @@ class AdeNeL:
 
         As published, hidden linear layers follow one too, entry by entry; it is never asked whether they should grow.
         """
-        s, t = self.settings, lab.recipe.train
+        s, t = self.settings, lab.keys
         path = list({id(w): w for weights in self._judged(lab).values() for w in weights.values()}.values())
         hidden = self._hidden(lab) if s.preset == "published" else []
         decay, plain = decayed(lab.model, [*path, *hidden])
@@ -132,18 +139,18 @@ class AdeNeL:
         """Why the run is over."""
         return state.why if state.phase == "done" else None
 
-    def load(self, said: Mapping[str, Any]) -> State:
+    def load(self, fields: Mapping[str, Any]) -> State:
         """The state whose fields these are."""
-        return State(**said)
+        return State(**fields)
 
     # growing
 
     def _grow(self, lab: Lab, state: State) -> State:
-        epoch = lab.data.steps_per_epoch
+        epoch = lab.epoch
         length = self.settings.round.steps(epoch)
         if state.at == 0:
             self._restart(lab, state, length)
-        steps = min(length - state.at, lab.recipe.checkpoint.steps(epoch))
+        steps = min(length - state.at, lab.pace)
         trained = lab.train(steps, self._growing_lr(lab, state))
         state = replace(state, at=state.at + steps)
         if state.at < length:
@@ -154,8 +161,8 @@ class AdeNeL:
         return state
 
     def _growing_lr(self, lab: Lab, state: State) -> Callable[[int], float]:
-        peak, begin = self.settings.grow_lr or lab.recipe.train.lr, state.begin
-        rise = self.settings.warmup.steps(lab.data.steps_per_epoch)
+        peak, begin = self.settings.grow_lr or lab.keys.lr, state.begin
+        rise = self.settings.warmup.steps(lab.epoch)
         return lambda step: peak * min(1.0, (step - begin + 1) / rise) if rise else peak
 
     def _restart(self, lab: Lab, state: State, length: int) -> None:
@@ -173,14 +180,14 @@ class AdeNeL:
 
     def _hidden(self, lab: Lab) -> list[nn.Parameter]:
         """The weights of linear layers whose outputs are channels of the net's own, not its logits."""
-        graph = lab.surgeon.graph
+        graph = lab.graph
         names = [tensor for name in graph.free for tensor, dim in graph.spaces[name].producers if dim == 0]
         weights = {name: lab.model.get_parameter(name) for name in names if name not in graph.kernels}
         return [weight for weight in weights.values() if weight.dim() == 2]
 
     def _judged(self, lab: Lab) -> dict[str, dict[str, nn.Parameter]]:
         """Of every space that can grow, the convolutions that are judged for it, by name."""
-        graph = lab.surgeon.graph
+        graph = lab.graph
         names = {name: judged(graph, name, self.settings.include_1x1) for name in graph.free}
         return {name: {m: lab.model.get_parameter(m) for m in members} for name, members in names.items() if members}
 
@@ -189,7 +196,7 @@ class AdeNeL:
 
         A convolution may make channels of several spaces (where zeros are padded behind a narrower stage).
         """
-        graph, optimizer = lab.surgeon.graph, lab.optimizer
+        graph, optimizer = lab.graph, lab.optimizer
         assert isinstance(optimizer, DIISS)
         return {
             name: [
@@ -207,7 +214,7 @@ class AdeNeL:
 
     def judge(self, lab: Lab, state: State, support: Mapping[str, float]) -> State:
         """End a round: grow what its support s says, or end the growing and fill the budget."""
-        s, price = self.settings, lab.surgeon.graph.price
+        s, price = self.settings, lab.graph.price
         ready = [name for name, share in support.items() if s.grow == "all" or share >= s.tau]
         state = replace(state, empty=0 if ready else state.empty + 1)
         fill, last = s.on_saturation == "fill", state.round >= s.max_rounds
@@ -240,7 +247,7 @@ class AdeNeL:
 
     def _prune(self, lab: Lab) -> None:
         """Remove filters that no judged convolution of their space supports; widths stay multiples of `align`."""
-        keep, spaces = {}, lab.surgeon.graph.spaces
+        keep, spaces = {}, lab.graph.spaces
         for name, sets in self._supported(lab).items():
             units, alive = spaces[name].units, set().union(*sets)
             order = sorted(range(len(units)), key=lambda position: units[position] not in alive)  # stable: alive first
@@ -261,7 +268,7 @@ class AdeNeL:
     # tuning
 
     def _tuning(self, lab: Lab) -> int:
-        return max(1, round(self.settings.tune.epochs * lab.data.steps_per_epoch))
+        return max(1, round(self.settings.tune.epochs * lab.epoch))
 
     def _tune(self, lab: Lab, state: State) -> State:
         total = self._tuning(lab)
@@ -275,12 +282,12 @@ def judged(graph: Graph, name: str, include_1x1: bool) -> list[str]:
     Convolutions of one pixel follow the others unless `include_1x1`; linear layers never grow (in the published code
     their entry-wise share stays below any tau).
     """
-    found = []
+    weights = []
     for tensor, dim in graph.spaces[name].producers:
         kernel = graph.kernels.get(tensor, ())
         if dim == 0 and kernel and (include_1x1 or max(kernel) > 1):
-            found.append(tensor)
-    return found
+            weights.append(tensor)
+    return weights
 
 
 def proposal(

@@ -71,6 +71,17 @@ class Adenel(Step):
     tune: Tune = Tune()
     """Training after growing ended."""
 
+    share_before = 0.5
+
+    def grows_present(self, *, after: bool) -> bool:
+        """Whether it goes on from the net as it is; unless the recipe says so, `after` another step alone."""
+        return after if self.begin is None else self.begin == "present"
+
+    @property
+    def last_epochs(self) -> float:
+        """Of the final shape."""
+        return self.tune.epochs
+
     @model_validator(mode="after")
     def _trains_what_it_grows(self) -> Self:
         if self.tune.epochs == 0:
@@ -79,8 +90,8 @@ class Adenel(Step):
 
     @model_validator(mode="before")
     @classmethod
-    def _published(cls, said: object) -> object:
-        return preset(said, PUBLISHED, PUBLISHED_TUNE)
+    def _published(cls, given: object) -> object:
+        return preset(given, PUBLISHED, PUBLISHED_TUNE)
 
 
 PUBLISHED = {

@@ -74,22 +74,22 @@ def whole_blocks(
         step = more.price.cost(more.widths) - cost
         if any(step.of(limit.unit) > 0 for limit in budget.hard):
             steps[stage] = step
-    found = {stage: depths[stage] for stage in steps}
-    while room := [stage for stage in steps if found[stage] < most]:
+    deepened = {stage: depths[stage] for stage in steps}
+    while room := [stage for stage in steps if deepened[stage] < most]:
         for stage in room:
             if not budget.holds(cost + steps[stage]):
                 break
-            cost, found[stage] = cost + steps[stage], found[stage] + 1
+            cost, deepened[stage] = cost + steps[stage], deepened[stage] + 1
             order.append(stage)
         else:
             continue
         break
     while order:
-        graph = deeper(surgeon, found, templates).graph
+        graph = deeper(surgeon, deepened, templates).graph
         if budget.holds(graph.price.cost(graph.widths)):
             break
-        found[order.pop()] -= 1
-    return found
+        deepened[order.pop()] -= 1
+    return deepened
 
 
 def _narrow_lap(

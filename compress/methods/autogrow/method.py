@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.budget.limits import Budget
 from compress.errors import UsageError
 from compress.methods.autogrow.fill import deeper, fill
-from compress.methods.autogrow.settings import Autogrow as Settings
+from compress.methods.autogrow.settings import Autogrow
+from compress.methods.protocol import ALONE, Around, Lab, Method
+from compress.reading.inputs import Shape
 from compress.recipe.keys import Duration
-from compress.recipe.settings import grows_present
 from compress.surgery.stages import Stage, find, last_norm, layout
 from compress.surgery.widths import Surgeon
-from compress.training.lab import Lab
-from compress.training.optim import sgd
 from compress.training.seeds import seed_of
 from compress.training.train import lr_at
 
@@ -57,17 +57,20 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class AutoGrow:
+class AutoGrow(Method[State]):
     """The method with its hyper-parameters, as the recipe says them."""
 
-    settings: Settings
-    align: int = 1  # widths of narrower blocks are multiples of this
-    after: bool = False  # another step came before this one
+    settings: Autogrow
+    around: Around = ALONE
 
     @property
     def keeps_weights(self) -> bool:
         """Whether it deepens the net as it is."""
-        return grows_present(self.settings, after=self.after)
+        return self.settings.grows_present(after=self.around.after)
+
+    def deepens(self, model: nn.Module, shape: Shape) -> Sequence[Stage]:
+        """All stages that the recipe names, or that there are."""
+        return find(model, shape, self.settings.stages)
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave the seed's blocks in every stage; a net that is deepened as it is stays so."""
@@ -76,15 +79,15 @@ class AutoGrow:
     def first(self, surgeon: Surgeon) -> None:
         """Leave the seed's blocks in every stage."""
         if not self.keeps_weights:
-            stages = find(surgeon.model, surgeon.graph.shape, self.settings.stages)
-            surgeon.arrange(layout(surgeon.model, self._seed(surgeon, stages)))
+            stages = self.deepens(surgeon.model, surgeon.graph.shape)
+            surgeon.arrange(layout(surgeon.model, self._seed(surgeon.model, stages)))
 
-    def refuse(self, surgeon: Surgeon, full: nn.Module) -> None:
-        """Raise UsageError where a stage of this net cannot take another block; `full` has those that are copied."""
-        for stage in find(full, surgeon.graph.shape, self.settings.stages):
-            depth = stage.depth(surgeon.model)
+    def check(self, budget: Budget, batch: int, smallest: Surgeon, full: nn.Module) -> None:
+        """Raise UsageError where a stage of the smallest net cannot take another block."""
+        for stage in self.deepens(full, smallest.graph.shape):
+            depth = stage.depth(smallest.model)
             try:
-                deeper(surgeon, {stage: depth + 1}, templates(surgeon.model, full, [stage]))
+                deeper(smallest, {stage: depth + 1}, templates(smallest.model, full, [stage]))
             except UsageError as error:
                 made = callable(getattr(full, "new_block", None))
                 what = f"what new_block({stage.container!r}) makes" if made else "a block like the full network's"
@@ -93,24 +96,20 @@ class AutoGrow:
                 )  # fmt: skip
                 raise UsageError(f"autogrow: {what} does not fit {stage.name} ({error}); {hint}") from None
 
-    def _seed(self, surgeon: Surgeon, stages: Sequence[Stage]) -> dict[Stage, int]:
-        return {stage: min(self.settings.seed_depth, stage.depth(surgeon.model)) for stage in stages}
+    def _seed(self, model: nn.Module, stages: Sequence[Stage]) -> dict[Stage, int]:
+        return {stage: min(self.settings.seed_depth, stage.depth(model)) for stage in stages}
 
     def init(self, lab: Lab) -> State:
         """Make the stages shallow, draw all weights anew, and make the optimizer."""
         stages = self._stages(lab)
         if not self.keeps_weights:
-            lab.arrange(layout(lab.model, self._seed(lab.surgeon, stages)))
+            lab.arrange(layout(lab.model, self._seed(lab.model, stages)))
             lab.refill()
         names = tuple(stage.name for stage in stages)
         state = State(alive=names, next=names[0])
         self.ready(lab, state)
         lab.note("seed", depths=depths(lab, stages), widths=lab.widths)
         return state
-
-    def ready(self, lab: Lab, state: State) -> None:
-        """SGD; vectors have no weight decay."""
-        lab.optimizer = sgd(lab.model, lab.recipe.train)
 
     def step(self, lab: Lab, state: State) -> State:
         """Train for an epoch, or up to the end of the interval; there, stop a stage and grow the next."""
@@ -120,10 +119,10 @@ class AutoGrow:
         """Why the run is over."""
         return state.why if state.phase == "done" else None
 
-    def load(self, said: Mapping[str, Any]) -> State:
+    def load(self, fields: Mapping[str, Any]) -> State:
         """The state whose fields these are."""
-        pairs = {key: tuple((at, value) for at, value in said[key]) for key in ("growths", "best")}
-        return State(**{**said, **pairs, "alive": tuple(said["alive"])})
+        pairs = {key: tuple((at, value) for at, value in fields[key]) for key in ("growths", "best")}
+        return State(**{**fields, **pairs, "alive": tuple(fields["alive"])})
 
     # growing
 
@@ -132,17 +131,17 @@ class AutoGrow:
 
     def _span(self, lab: Lab, duration: Duration) -> int:
         """Steps of an interval: as many as with all the training images there are."""
-        share = lab.data.share if self.settings.scale_to_data and duration.unit == "epochs" else 1.0
-        return max(1, round(duration.steps(lab.data.steps_per_epoch) / share))
+        share = lab.share if self.settings.scale_to_data and duration.unit == "epochs" else 1.0
+        return max(1, round(duration.steps(lab.epoch) / share))
 
     def _tau(self, lab: Lab) -> float:
         """The least gain that counts."""
-        return max(5e-4, 1 / lab.data.counts["val"]) if self.settings.tau is None else self.settings.tau
+        return max(5e-4, 1 / lab.images["val"]) if self.settings.tau is None else self.settings.tau
 
     def _grow(self, lab: Lab, state: State) -> State:
         s, length = self.settings, self._span(lab, self.settings.interval)
-        steps = min(length - state.at, lab.data.steps_per_epoch)
-        start, peak = lab.step - state.at, s.grow_lr or lab.recipe.train.lr
+        steps = min(length - state.at, lab.epoch)
+        start, peak = lab.step - state.at, s.grow_lr or lab.keys.lr
         trained = lab.train(steps, lambda step: lr_at(s.schedule, peak, (step - start) / length))
         val = lab.score().accuracy
         best = max(val, state.best[-1][1] if state.best else 0.0)
@@ -152,10 +151,10 @@ class AutoGrow:
         if state.at < length:
             return state
         state = replace(state, at=0, round=state.round + 1)
-        told = {"round": state.round, "loss": trained.loss, "val": val, "depths": depths(lab, self._stages(lab))}
-        lab.note("round", **told)
+        shape = depths(lab, self._stages(lab))
+        lab.note("round", round=state.round, loss=trained.loss, val=val, depths=shape)
         state = self.decide(lab, state)
-        over = state.clock >= s.max_epochs * lab.data.steps_per_epoch
+        over = state.clock >= s.max_epochs * lab.epoch
         if over and state.alive:
             state = replace(state, alive=(), why=f"{s.max_epochs:g} epochs, the most allowed")
         return state if state.alive else self._end_growing(lab, state)
@@ -183,7 +182,7 @@ class AutoGrow:
         return state
 
     def _fits(self, lab: Lab, stage: Stage, depth: int) -> bool:
-        graph = deeper(lab.surgeon, {stage: depth}, templates(lab.model, lab.original, [stage])).graph
+        graph = deeper(lab.sketch(), {stage: depth}, templates(lab.model, lab.original, [stage])).graph
         return lab.budget.holds(graph.price.cost(graph.widths))
 
     def verdict(self, lab: Lab, state: State) -> tuple[bool, bool, bool]:
@@ -201,12 +200,12 @@ class AutoGrow:
         following = follower(state.alive, stage)
         alive = tuple(name for name in state.alive if name != stage)
         lab.note("left", stage=stage, why=why, depths=depths(lab, self._stages(lab)))
-        said = {
+        reasons = {
             "accuracy": f"the best accuracy stood still: {stage} was the last to leave",
             "budget": f"no stage has room for another block: {stage} was the last to leave",
             "max_depth": f"{stage} reached {self.settings.max_depth} blocks, the most allowed",
         }
-        return replace(state, alive=alive, next=following if state.next == stage else state.next, why=said[why])
+        return replace(state, alive=alive, next=following if state.next == stage else state.next, why=reasons[why])
 
     def _append(self, lab: Lab, goal: Mapping[Stage, int], widths: Mapping[str, int], trained: float) -> None:
         """Append blocks, narrow those that are to be, and initialise each one's last batch norm."""
@@ -215,7 +214,7 @@ class AutoGrow:
             lab.resize(widths)
         norms = [norm for block in new if (norm := last_norm(lab.model, lab.shape, block)) is not None]
         affine = [lab.model.get_parameter(f"{norm}.{key}") for norm in norms for key in ("weight", "bias")]
-        generator = torch.Generator().manual_seed(seed_of(lab.recipe.seed, "last batch norm", lab.step))
+        generator = torch.Generator().manual_seed(seed_of(lab.seed, "last batch norm", lab.step))
         for parameter in affine:
             initialise(parameter, self.settings, generator)
         if self.settings.init == "adam" and affine:
@@ -223,7 +222,7 @@ class AutoGrow:
 
     def _train_alone(self, lab: Lab, parameters: list[nn.Parameter], trained: float) -> None:
         """AdamInit: train nothing but these, until the training accuracy is nearly that of before."""
-        held, epoch = lab.optimizer, lab.data.steps_per_epoch
+        held, epoch = lab.optimizer, lab.epoch
         lab.optimizer = torch.optim.Adam(parameters, lr=ADAM_LR, weight_decay=ADAM_DECAY)
         for _ in range(ADAM_EPOCHS):
             if lab.train(epoch, lambda _: ADAM_LR).accuracy > trained - ADAM_LOSS:
@@ -238,7 +237,7 @@ class AutoGrow:
             lab.note("cut", depths=depths(lab, stages), widths=lab.widths)
         if s.on_saturation == "fill":
             copied = templates(lab.model, lab.original, stages)
-            goal, widths = fill(lab.surgeon, stages, lab.budget, self.align, s.max_depth, copied)
+            goal, widths = fill(lab.sketch(), stages, lab.budget, self.around.align, s.max_depth, copied)
             if goal:
                 self._append(lab, goal, widths, state.trained)
                 lab.note("filled", depths=depths(lab, stages), widths=lab.widths)
@@ -248,19 +247,19 @@ class AutoGrow:
 
     def _tune(self, lab: Lab, state: State) -> State:
         tune = self.settings.tune
-        total = max(1, round(tune.epochs * lab.data.steps_per_epoch))
+        total = max(1, round(tune.epochs * lab.epoch))
         state = replace(state, at=lab.stretch("tune", tune, state.at, total))
         return replace(state, phase="done") if state.at >= total else state
 
 
 def templates(model: nn.Module, full: nn.Module, stages: Sequence[Stage]) -> dict[str, nn.Module]:
     """What new blocks are copies of where a stage of the model has only its first one: the full network's."""
-    found = {}
+    copied = {}
     for stage in stages:
         if len(stage.blocks) > 1 and (depth := stage.depth(model)) < 2:
             inside = f"{stage.container}.{stage.names(depth + 1)[-1]}".removeprefix(".")
-            found[inside] = full.get_submodule(f"{stage.container}.{stage.blocks[-1]}".removeprefix("."))
-    return found
+            copied[inside] = full.get_submodule(f"{stage.container}.{stage.blocks[-1]}".removeprefix("."))
+    return copied
 
 
 def depths(lab: Lab, stages: Sequence[Stage]) -> dict[str, int]:
@@ -291,7 +290,7 @@ def useful(state: State, tau: float, now: Mapping[str, int]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def initialise(tensor: Tensor, settings: Settings, generator: torch.Generator) -> None:
+def initialise(tensor: Tensor, settings: Autogrow, generator: torch.Generator) -> None:
     """Set the weight or the bias [C] of a new block's last batch norm (section 3.2).
 
     The paper's uniform has "standard deviation 1.0", its code U(0, 1), of mean 0.5: "centred" is the one, "uniform" the

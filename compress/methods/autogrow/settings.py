@@ -56,6 +56,18 @@ class Autogrow(Step):
     tune: Tune = Tune()
     """Training after growing ended."""
 
+    share_before = 0.5
+    needs_stages = True
+
+    def grows_present(self, *, after: bool) -> bool:
+        """Whether it goes on from the net as it is; unless the recipe says so, `after` another step alone."""
+        return after if self.begin is None else self.begin == "present"
+
+    @property
+    def last_epochs(self) -> float:
+        """Of the final shape."""
+        return self.tune.epochs
+
     @model_validator(mode="after")
     def _trains_what_it_grows(self) -> Self:
         if self.tune.epochs == 0:
@@ -64,8 +76,8 @@ class Autogrow(Step):
 
     @model_validator(mode="before")
     @classmethod
-    def _published(cls, said: object) -> object:
-        return preset(said, PUBLISHED_AUTOGROW, {"epochs": 200, "schedule": "staircase"})
+    def _published(cls, given: object) -> object:
+        return preset(given, PUBLISHED_AUTOGROW, {"epochs": 200, "schedule": "staircase"})
 
 
 PUBLISHED_AUTOGROW = {

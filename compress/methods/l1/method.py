@@ -21,10 +21,9 @@ from torch import nn
 
 from compress.budget.widths import land
 from compress.methods.l1.settings import L1
+from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.graph import Graph
 from compress.surgery.widths import Surgeon
-from compress.training.lab import Lab
-from compress.training.optim import sgd
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +36,22 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class L1Pruning:
+class L1Pruning(Method[State]):
     """The method with its hyper-parameters, as the recipe says them."""
 
     settings: L1
-    align: int = 1  # widths that are not the full one are multiples of this
-    keeps_weights = True
+    around: Around = ALONE
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave one filter, or one aligned block, in every free space."""
         surgeon.resize(self._least(surgeon.graph))
 
-    def first(self, surgeon: Surgeon) -> None:
-        """Start from the net as it is."""
-
     def _least(self, graph: Graph) -> dict[str, int]:
-        return {name: min(self.align, width) for name, width in graph.widths.items()}
+        return {name: min(self.around.align, width) for name, width in graph.widths.items()}
 
     def init(self, lab: Lab) -> State:
         """Narrow the network for the first time; one that keeps its budget already is left as it is, to the bit."""
-        graph = lab.surgeon.graph
+        graph = lab.graph
         if lab.budget.holds(graph.price.cost(graph.widths)):
             state = State(why="the network keeps the budget as it is; nothing was changed")
         else:
@@ -65,10 +60,6 @@ class L1Pruning:
         self.ready(lab, state)
         lab.note("narrowed" if state.cut else "kept", widths=lab.widths, val=lab.score().accuracy)
         return self._ended(lab, state)
-
-    def ready(self, lab: Lab, state: State) -> None:
-        """SGD; vectors have no weight decay."""
-        lab.optimizer = sgd(lab.model, lab.recipe.train)
 
     def step(self, lab: Lab, state: State) -> State:
         """Train up to the next checkpoint; at the end of a round, narrow again."""
@@ -88,13 +79,13 @@ class L1Pruning:
         """Why the run is over."""
         return state.why or None
 
-    def load(self, said: Mapping[str, Any]) -> State:
+    def load(self, fields: Mapping[str, Any]) -> State:
         """The state whose fields these are."""
-        return State(**said)
+        return State(**fields)
 
     def _steps(self, lab: Lab, state: State) -> int:
         """Training after this cut."""
-        s, epoch = self.settings, lab.data.steps_per_epoch
+        s, epoch = self.settings, lab.epoch
         return s.round.steps(epoch) if state.cut < s.rounds else round(s.tune.epochs * epoch)
 
     def _ended(self, lab: Lab, state: State) -> State:
@@ -104,8 +95,10 @@ class L1Pruning:
 
     def _narrow(self, lab: Lab, state: State) -> None:
         """Cut to this round's share of the way from the present widths to the budget's."""
-        graph, left = lab.surgeon.graph, self.settings.rounds - state.cut + 1
-        goal = land(graph.price, self._least(graph), graph.widths, lab.budget, align=self.align, ceiling=graph.widths)
+        graph, left = lab.graph, self.settings.rounds - state.cut + 1
+        goal = land(
+            graph.price, self._least(graph), graph.widths, lab.budget, align=self.around.align, ceiling=graph.widths
+        )
         keep = {}
         for name, norms in importance(lab.model, graph).items():
             width = graph.spaces[name].width
@@ -120,7 +113,7 @@ def importance(model: nn.Module, graph: Graph) -> dict[str, NDArray[np.float64]]
     Each layer's norms are divided by their mean over the space, so that every layer has one vote.
     """
     tensors = dict(model.named_parameters())
-    found = {}
+    norms = {}
     for name in graph.free:
         space = graph.spaces[name]
         total = np.zeros(space.width)
@@ -135,5 +128,5 @@ def importance(model: nn.Module, graph: Graph) -> dict[str, NDArray[np.float64]]
                 if unit in order:
                     mine[order[unit]] += row
             total += mine / (mine.mean() or 1.0)
-        found[name] = total
-    return found
+        norms[name] = total
+    return norms

@@ -17,3 +17,10 @@ class L1(Step):
     """Training between two cuts, at a constant rate."""
     tune: Tune = Tune()
     """Training of the final shape; epochs: 0 leaves the weights as they are."""
+
+    share_before = 2.0
+
+    @property
+    def last_epochs(self) -> float:
+        """Of the final shape."""
+        return self.tune.epochs

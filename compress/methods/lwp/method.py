@@ -25,12 +25,11 @@ from compress.budget.connections import Mask, refuse, refuse_units
 from compress.budget.limits import Budget
 from compress.errors import UsageError
 from compress.methods.lwp.policy import Agent, Reward, stage
-from compress.methods.lwp.search import Terms, children, judge, search
-from compress.methods.lwp.settings import Lwp as Settings
+from compress.methods.lwp.search import Terms, children, search
+from compress.methods.lwp.settings import Lwp
+from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.surgery.connections import Masks, Wiring, prune
 from compress.surgery.widths import Surgeon
-from compress.training.lab import Lab
-from compress.training.optim import sgd
 from compress.training.train import lr_at
 
 PRETRAIN = 20.0  # epochs of a full network that nobody trained
@@ -47,22 +46,23 @@ class State:
 
 
 @dataclass(frozen=True)
-class LWP:
+class LWP(Method[State]):
     """The method with its hyper-parameters, as the recipe says them."""
 
-    settings: Settings
-    trained: bool = False  # whether the network comes with weights that are worth keeping
-    keeps_weights = True
+    settings: Lwp
+    around: Around = ALONE
+
+    @property
+    def draws_anew(self) -> bool:
+        """Whether the chosen net is trained from new weights."""
+        return self.settings.retrain == "scratch"
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Drop every connection that may go."""
         wiring = Wiring.read(surgeon.model, surgeon.graph.shape)
         prune(surgeon, wiring.cuts_of(~wiring.full))
 
-    def first(self, surgeon: Surgeon) -> None:
-        """Start from the net as it is."""
-
-    def refuse(self, budget: Budget, batch: int) -> None:
+    def check(self, budget: Budget, batch: int, smallest: Surgeon, full: nn.Module) -> None:
         """Raise UsageError for a limit that connections have no price for, and for more children than a batch feeds."""
         refuse_units(budget)
         if batch < FEWEST * (children := self.settings.children):
@@ -76,20 +76,15 @@ class LWP:
 
         Raises UsageError for what the recipe asks and the data or the network cannot give.
         """
-        self.refuse(lab.budget, lab.data.batch)
         wiring, s = self._wiring(lab), self.settings
         refuse(wiring, len(wiring.full), lab.budget)
-        if self._steps(lab, "search") < (least := s.release.steps(lab.data.steps_per_epoch) * len(wiring.layers)):
+        if self._steps(lab, "search") < (least := s.release.steps(lab.epoch) * len(wiring.layers)):
             raise UsageError(
                 f"method.search: {s.search} is too short to release {len(wiring.layers)} layers, {s.release} each: "
                 f"that takes {least} steps; write at least as many, or null"
             )
         self.ready(lab, State())
         return self._next(lab, State(at=-1))
-
-    def ready(self, lab: Lab, state: State) -> None:
-        """SGD over the network; vectors have no weight decay."""
-        lab.optimizer = sgd(lab.model, lab.recipe.train)
 
     def step(self, lab: Lab, state: State) -> State:
         """Train up to the next checkpoint, or choose the child."""
@@ -108,9 +103,9 @@ class LWP:
         """Why the run is over."""
         return state.why or None
 
-    def load(self, said: Mapping[str, Any]) -> State:
+    def load(self, fields: Mapping[str, Any]) -> State:
         """The state whose fields these are."""
-        return State(**said)
+        return State(**fields)
 
     # phases
 
@@ -128,10 +123,10 @@ class LWP:
 
     def _steps(self, lab: Lab, phase: str) -> int:
         """Optimizer steps of a phase."""
-        s, epoch = self.settings, lab.data.steps_per_epoch
+        s, epoch = self.settings, lab.epoch
         match phase:
             case "pretrain":
-                epochs = (0 if self.trained else PRETRAIN) if s.pretrain.epochs is None else s.pretrain.epochs
+                epochs = (0 if self.around.trained else PRETRAIN) if s.pretrain.epochs is None else s.pretrain.epochs
                 return round(epochs * epoch)
             case "search":
                 layers = len(self._wiring(lab).layers)
@@ -143,9 +138,9 @@ class LWP:
     def _search(self, lab: Lab, state: State, total: int) -> int:
         """The controller learns up to the next checkpoint, in the joint phase the network with it; steps done then."""
         s, wiring, begin = self.settings, self._wiring(lab), lab.step - state.at
-        steps = min(total - state.at, lab.recipe.checkpoint.steps(lab.data.steps_per_epoch))
+        steps = min(total - state.at, lab.pace)
         alone = state.phase == "search"
-        layers, each = len(wiring.layers), s.release.steps(lab.data.steps_per_epoch)
+        layers, each = len(wiring.layers), s.release.steps(lab.epoch)
         peak = s.lr if alone else s.joint_controller_lr or s.lr
         done = 0 if alone else self._steps(lab, "search")
         tight = self._steps(lab, "search") + self._steps(lab, "joint") / 2
@@ -159,52 +154,55 @@ class LWP:
             lr=lambda step: lr_at(s.schedule, peak, (step - begin) / total),
             net_lr=None if alone else lambda step: s.joint_lr,
         )
-        agent, masks = self._agent(lab), Masks(lab.model, wiring)
+        agent, masks = self.agent(lab), Masks(lab.model, wiring)
         try:
-            found = search(
-                lab.model, masks, lab.data, agent, terms, lab.optimizer,
-                start=lab.step, steps=steps, seed=lab.recipe.seed, precision=lab.precision, task=lab.task,
-                tell=lambda **numbers: lab.tell("progress", **numbers),
-            )  # fmt: skip
+            searched = lab.loop(steps, lambda loop: search(masks, agent, terms, loop))  # masked, the full network runs
         finally:
             masks.remove()
-        lab.step += steps
-        lab.spent += lab.cost().macs * found.images  # masked, the full network runs
-        lab.tensors = agent.tensors()
-        lab.note("search", **asdict(found))
+        lab.learnt = agent.tensors()
+        lab.note("search", **asdict(searched))
         return state.at + steps
 
     def _select(self, lab: Lab) -> None:
-        """Score what the controller proposes, and cut the best child out of the network."""
+        """Cut the best child out of the network."""
+        wiring = self._wiring(lab)
+        best, candidates = self.chosen(lab)
+        lab.learnt = {}
+        lab.cut(wiring.cuts_of(best))
+        if self.draws_anew:
+            lab.refill()
+        self.ready(lab, State("select"))
+        lab.note("selected", candidates=candidates, val=lab.score().accuracy, connections=pictures(wiring, best))
+
+    def chosen(self, lab: Lab) -> tuple[Mask, int]:
+        """Of the children [E] that the controller proposes the one that does best, and how many there were.
+
+        The batch norms' statistics are left as that child has them.
+        """
         s, wiring = self.settings, self._wiring(lab)
-        candidates = children(self._agent(lab), wiring, lab.budget, s.samples, lab.recipe.seed, fill=s.fill)
+        candidates = children(self.agent(lab), wiring, lab.budget, s.samples, lab.seed, fill=s.fill)
         masks = Masks(lab.model, wiring)
 
         def scored(mask: Mask) -> tuple[float, float]:
-            found = judge(
-                lab.model, masks, mask, lab.data, batches=s.recalibrate, precision=lab.precision, task=lab.task
-            )
-            return found.accuracy, -found.loss
+            masks.set(mask)
+            lab.recalibrate(s.recalibrate)
+            score = lab.score()
+            return score.accuracy, -score.loss
 
         try:
             best = max(candidates, key=scored)  # the first of equal ones: the likeliest child is the first of all
-            scored(best)  # its batch norms' statistics stay
+            scored(best)
         finally:
             masks.remove()
-        lab.tensors = {}
-        lab.cut(wiring.cuts_of(best))
-        if s.retrain == "scratch":
-            lab.refill()
-        self.ready(lab, State("select"))
-        lab.note("selected", candidates=len(candidates), val=lab.score().accuracy, connections=pictures(wiring, best))
+        return best, len(candidates)
 
-    def _agent(self, lab: Lab) -> Agent:
+    def agent(self, lab: Lab) -> Agent:
         """The controller as it was left, or a new one."""
         s, wiring = self.settings, self._wiring(lab)
         sources = np.bincount(wiring.edge_layer, minlength=len(wiring.layers)).tolist()
-        agent = Agent.create(sources, s.hidden, s.bias, lab.recipe.seed)
-        if lab.tensors:
-            agent.load(lab.tensors)
+        agent = Agent.create(sources, s.hidden, s.bias, lab.seed)
+        if lab.learnt:
+            agent.load(lab.learnt)
         return agent
 
     @cached_property

@@ -2,7 +2,6 @@
 
     search(...)      batches of children: draw, price, run, reward, learn; the network learns too where it may
     children(...)    what a taught controller proposes, each within the budget and filling it
-    judge(...)       the accuracy of one child on held-out images
 
 A child is run by masking the live network (`connections.Masks`), so that all children share its weights. LWP, section
 3.4 and Algorithm 1. Differs from the paper: rewards use the batch norms' statistics of the child's own batch, since the
@@ -16,11 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.budget.connections import Mask, Scores, project
@@ -30,10 +28,9 @@ from compress.errors import UsageError
 from compress.methods.lwp.policy import Agent, Reward, entropy, margins, sample
 from compress.reading.inputs import Batch
 from compress.surgery.connections import Masks, Wiring
-from compress.training.data import Data
 from compress.training.seeds import seed_of
-from compress.training.task import Task
-from compress.training.train import TELL_EVERY, Score, modes_kept, recalibrate, score, seed_dropout
+from compress.training.task import classification
+from compress.training.train import Loop, Watch, modes_kept, seed_dropout, set_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,41 +72,24 @@ class Searched:
     images: int
 
 
-def search(
-    model: nn.Module,
-    masks: Masks,
-    data: Data,
-    agent: Agent,
-    terms: Terms,
-    optimizer: torch.optim.Optimizer,
-    *,
-    start: int,
-    steps: int,
-    seed: int,
-    precision: str,
-    task: Task,
-    tell: Callable[..., None] | None = None,
-) -> Searched:
-    """Search for the steps `start` to `start + steps - 1`: batch n is the one that training would see in step n.
+def search(masks: Masks, agent: Agent, terms: Terms, loop: Loop) -> Searched:
+    """Search for the loop's steps: batch n is the one that training would see in step n.
 
-    Each batch is shared out among the children drawn for it. `optimizer` is the network's, and used where it learns
-    (`terms.net_lr`). Steps depend on (seed, number) alone. `tell` hears of progress as it does in `train`. Leaves the
-    model unmasked. Raises UsageError where a loss is not finite.
+    Each batch is shared out among the children drawn for it. The loop's optimizer is the network's, and used where it
+    learns (`terms.net_lr`). Leaves the model unmasked. Raises UsageError where a loss is not finite.
     """
     wiring, controller = masks.wiring, agent.controller
     full = wiring.costs(wiring.full)
-    seen: list[list[float]] = []  # reward, eta, accuracy and loss of every step
-    told, heard = perf_counter(), 0
-    with _masked(model, masks, frozen=terms.net_lr is None):
-        for done, (x, y) in enumerate(data.stream(start, steps), 1):
-            step = start + done - 1
+    watch = Watch(loop)  # its rows: loss, reward, eta and accuracy
+    with _masked(masks, frozen=terms.net_lr is None):
+        for step, (x, y) in enumerate(loop.data.stream(loop.start, loop.steps), loop.start):
             released = terms.released(step)
             probabilities, decided = controller(released), controller.released(released)
-            drawn = sample(probabilities, terms.children, seed_of(seed, "children", step))
+            drawn = sample(probabilities, terms.children, seed_of(loop.seed, "children", step))
             costs = wiring.costs(drawn.numpy())
-            seed_dropout(seed_of(seed, "dropout", step), data.device)
+            seed_dropout(seed_of(loop.seed, "dropout", step), loop.data.device)
             rate = None if terms.net_lr is None else terms.net_lr(step)
-            right, losses = _tried(model, masks, drawn, x, y, task, precision, optimizer, rate)
+            right, losses = _tried(masks, drawn, x, y, loop, rate)
             if not bool(losses.isfinite().all()):
                 raise UsageError(
                     f"The loss became {losses.mean().item()} in step {step}, of a search. Try a third of the learning "
@@ -119,18 +99,22 @@ def search(
             share = torch.from_numpy(used(costs, full, terms.budget, terms.tightness(step))).float()
             earned = terms.reward(right, eta, share)
             agent.learn(probabilities, drawn, earned, decided, weight=terms.weight, lr=terms.lr(step))
-            seen.append([each.mean().item() for each in (earned, eta, right, losses)])
-            now = perf_counter()
-            if tell is not None and (done == steps or now - told >= TELL_EVERY):
-                speed = (done - heard) * data.batch / max(now - told, 1e-9)
-                tell(step=done, steps=steps, loss=fmean(row[3] for row in seen[heard:]), images_per_second=speed)
-                told, heard = now, done
-    last = terms.released(start + steps - 1)
+            watch.rows.append([each.mean().item() for each in (losses, earned, eta, right)])
+            if watch.is_due(step):
+                watch.tell(step)
+    last = terms.released(loop.start + loop.steps - 1)
     with torch.no_grad():
         open_still = entropy(controller(last), controller.released(last)).item()
-    reward, eta_, accuracy, loss_ = (fmean(column) for column in zip(*seen, strict=True))
+    loss, reward, eta_, accuracy = (fmean(column) for column in zip(*watch.rows, strict=True))
     return Searched(
-        reward, eta_, accuracy, loss_, open_still, controller.value.item(), released=last, images=steps * data.batch
+        reward=reward,
+        eta=eta_,
+        accuracy=accuracy,
+        loss=loss,
+        entropy=open_still,
+        value=controller.value.item(),
+        released=last,
+        images=loop.steps * loop.data.batch,
     )
 
 
@@ -139,12 +123,12 @@ def used(costs: Ints, full: Ints, budget: Budget, tightness: float) -> Scores:
 
     At `tightness` 1 the limits are the budget's, at 0 the full network's cost; those above that cost stay there.
     """
-    found = np.zeros(len(costs))
+    shares = np.zeros(len(costs))
     for limit in budget.hard:
         columns, times = COLUMNS[limit.unit]
         spent, whole = costs[:, columns].max(1) * times, full[0, columns].max() * times
-        found = np.maximum(found, spent / (whole + tightness * min(0, limit.limit - whole)))
-    return found
+        shares = np.maximum(shares, spent / (whole + tightness * min(0, limit.limit - whole)))
+    return shares
 
 
 def children(agent: Agent, wiring: Wiring, budget: Budget, count: int, seed: int, *, fill: bool = True) -> list[Mask]:
@@ -157,61 +141,42 @@ def children(agent: Agent, wiring: Wiring, budget: Budget, count: int, seed: int
         probabilities = agent.controller()
     blocks = wiring.block[wiring.edge_layer]
     drawn = margins(probabilities, count, seed_of(seed, "candidates", 0))
-    found = [
+    proposed = [
         project(scores.numpy(), wiring, budget, (scores > 0).numpy(), blocks, fill=fill)
         for scores in (probabilities.double() - 0.5, *drawn)
     ]
-    return list({mask.tobytes(): mask for mask in found}.values())
+    return list({mask.tobytes(): mask for mask in proposed}.values())
 
 
-def judge(model: nn.Module, masks: Masks, mask: Mask, data: Data, *, batches: int, precision: str, task: Task) -> Score:
-    """How well a child [E] of the model does on the validation images, its batch norms estimated on `batches` batches.
-
-    Leaves the mask set, and the statistics the child's.
-    """
-    masks.set(mask)
-    recalibrate(model, data, batches)
-    return score(model, data, "val", precision=precision, task=task)
-
-
-def _tried(
-    model: nn.Module,
-    masks: Masks,
-    drawn: Tensor,
-    x: Batch,
-    y: Tensor,
-    task: Task,
-    precision: str,
-    optimizer: torch.optim.Optimizer,
-    rate: float | None,
-) -> tuple[Tensor, Tensor]:
+def _tried(masks: Masks, drawn: Tensor, x: Batch, y: Tensor, loop: Loop, rate: float | None) -> tuple[Tensor, Tensor]:
     """The share of right answers and the loss [m] of children [m, E], each on its part of the batch.
 
     With a learning `rate`, one step of the network down the mean of their losses.
     """
-    count, told = len(drawn), []
+    count, rows = len(drawn), []
     if rate is not None:
-        optimizer.zero_grad(set_to_none=True)
+        loop.optimizer.zero_grad(set_to_none=True)
     several = () if isinstance(x, Tensor) else [one.tensor_split(count) for one in x]
     parts: Sequence[Batch] = x.tensor_split(count) if isinstance(x, Tensor) else [*zip(*several, strict=True)]
+    task = loop.task or classification(loop.data)
     for mask, xs, ys in zip(drawn, parts, y.tensor_split(count), strict=True):
         masks.set(mask.numpy())
         with torch.set_grad_enabled(rate is not None):
-            loss, good = task.run(model, xs, ys, precision)
+            loss, good = task.run(masks.model, xs, ys, loop.precision)
             if rate is not None:
                 (loss * (len(ys) / len(y))).backward()  # type: ignore[no-untyped-call]
-        told.append(torch.stack([good / len(ys), loss.detach()]))
+        rows.append(torch.stack([good / len(ys), loss.detach()]))
     if rate is not None:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
-        optimizer.step()
-    right, losses = torch.stack(told).cpu().unbind(1)
+        set_rate(loop.optimizer, rate)
+        loop.optimizer.step()
+    right, losses = torch.stack(rows).cpu().unbind(1)
     return right, losses
 
 
 @contextmanager
-def _masked(model: nn.Module, masks: Masks, frozen: bool) -> Iterator[None]:
+def _masked(masks: Masks, frozen: bool) -> Iterator[None]:
     """The model ready to try children: batch norms go by the batch, and where it is frozen learn nothing of it."""
+    model = masks.model
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     with modes_kept(model):
         model.train(not frozen)

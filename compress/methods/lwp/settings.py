@@ -71,6 +71,14 @@ class Lwp(Step):
     tune: Tune = Tune()
     """Training of the final shape; epochs: 0 leaves the weights as they are."""
 
+    share_before = 2.0
+    cuts_connections = True
+
+    @property
+    def last_epochs(self) -> float:
+        """Of the final shape."""
+        return self.tune.epochs
+
     @model_validator(mode="after")
     def _trains_what_it_draws(self) -> Self:
         if self.retrain == "scratch" and self.tune.epochs == 0:
@@ -79,8 +87,8 @@ class Lwp(Step):
 
     @model_validator(mode="before")
     @classmethod
-    def _published(cls, said: object) -> object:
-        return preset(said, PUBLISHED_LWP, PUBLISHED_LWP_TUNE)
+    def _published(cls, given: object) -> object:
+        return preset(given, PUBLISHED_LWP, PUBLISHED_LWP_TUNE)
 
 
 PUBLISHED_LWP = {

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.errors import UsageError
+from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.methods.scratch.settings import Scratch
 from compress.reading.graph import Graph
+from compress.recipe.step import Course
 from compress.surgery.connections import prune
 from compress.surgery.structure import Structure
 from compress.surgery.widths import Surgeon
-from compress.training.lab import Lab
-from compress.training.optim import sgd
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +26,13 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class FromScratch:
+class FromScratch(Method[State]):
     """The control with its hyper-parameters, as the recipe says them."""
 
     settings: Scratch
-    folder: Path = Path()  # where `like` starts from
+    around: Around = ALONE
     keeps_weights = False
+    only_trains = True
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Make the only shape that there is."""
@@ -53,7 +53,7 @@ class FromScratch:
     def _stored(self) -> Structure | None:
         if self.settings.like is None:
             return None
-        path = self.folder / self.settings.like
+        path = self.around.folder / self.settings.like
         if not path.is_file():
             raise UsageError(f"method.like: there is no file {self.settings.like} beside the recipe")
         return Structure.from_file(path)
@@ -61,10 +61,10 @@ class FromScratch:
     def _widths(self, graph: Graph) -> dict[str, int]:
         if stored := self._stored():
             return widths_of(graph, stored.shapes)
-        said = self.settings.widths or {}
-        if unknown := sorted(said.keys() - graph.widths.keys()):
+        asked = self.settings.widths or {}
+        if unknown := sorted(asked.keys() - graph.widths.keys()):
             raise UsageError(f"method.widths: no free space is called {unknown[0]!r}, only {', '.join(graph.free)}")
-        return {**graph.widths, **said}
+        return {**graph.widths, **asked}
 
     def init(self, lab: Lab) -> State:
         """Take the shape and draw all weights anew."""
@@ -73,31 +73,29 @@ class FromScratch:
             lab.arrange(stored.depths)
         if stored and stored.cuts:
             lab.cut(stored.cuts)
-        lab.resize(self._widths(lab.surgeon.graph))
+        lab.resize(self._widths(lab.graph))
         lab.refill()
         state = State()
         self.ready(lab, state)
         lab.note("seed", widths=lab.widths)
         return state
 
-    def ready(self, lab: Lab, state: State) -> None:
-        """SGD; vectors have no weight decay."""
-        lab.optimizer = sgd(lab.model, lab.recipe.train)
-
     def step(self, lab: Lab, state: State) -> State:
         """Train up to the next checkpoint."""
-        return State(lab.stretch("train", self.settings, state.at, self._total(lab)))
+        s = self.settings
+        course = Course(schedule=s.schedule, lr=s.lr, warmup=s.warmup)
+        return State(lab.stretch("train", course, state.at, self._total(lab)))
 
     def done(self, lab: Lab, state: State) -> str | None:
         """Why the run is over."""
         return "all epochs are trained" if state.at >= self._total(lab) else None
 
-    def load(self, said: Mapping[str, Any]) -> State:
+    def load(self, fields: Mapping[str, Any]) -> State:
         """The state whose fields these are."""
-        return State(**said)
+        return State(**fields)
 
     def _total(self, lab: Lab) -> int:
-        return max(1, round(self.settings.epochs * lab.data.steps_per_epoch))
+        return max(1, round(self.settings.epochs * lab.epoch))
 
 
 def widths_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -121,9 +119,9 @@ def widths_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
                 rest = shapes[tensor][dim] - fixed - sum(each[n] * w for n, w in widths.items() if n in each)
                 widths[unknown[0]] = max(1, rest // each[unknown[0]])
     for (tensor, dim), (fixed, each) in holds.items():
-        found = shapes.get(tensor, ())
+        sizes = shapes.get(tensor, ())
         length = fixed + sum(times * widths.get(name, 0) for name, times in each.items())
-        if dim >= len(found) or found[dim] != length:
-            size = f"is {list(found)}" if tensor in shapes else "is missing"
+        if dim >= len(sizes) or sizes[dim] != length:
+            size = f"is {list(sizes)}" if tensor in shapes else "is missing"
             raise UsageError(f"method.like: {tensor} {size} in the file, and no widths of this model make it so")
     return widths

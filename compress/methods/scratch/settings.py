@@ -26,6 +26,11 @@ class Scratch(Step):
     widths: dict[str, Count] | None = None
     """Channels of spaces, by name; null leaves them as they are."""
 
+    @property
+    def last_epochs(self) -> float:
+        """All of them."""
+        return self.epochs
+
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
         if self.like is not None and self.widths is not None:

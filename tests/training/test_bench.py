@@ -8,7 +8,7 @@ from compress._plan import methods_of
 from compress._run import prepare
 from compress.errors import UsageError
 from compress.recipe.settings import Recipe
-from compress.training.lab import Lab
+from compress.training.bench import Bench
 from compress.training.optim import decayed
 
 NET = {"widths": [12, 16], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8}
@@ -16,11 +16,7 @@ CONV1, CONV2 = "features.conv1", "features.conv2"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def silent(kind: str, /, **said: object) -> None:
-    pass
-
-
-def lab_of(layout: str = "auto", seed: int = 0, **train: object) -> Lab:
+def lab_of(layout: str = "auto", seed: int = 0, **train: object) -> Bench:
     """A lab that stands before the first step of AdeNeL, with layers 4 filters wide."""
     keys = {
         "model": {"factory": "compress.models:vgg", "args": NET},
@@ -30,7 +26,7 @@ def lab_of(layout: str = "auto", seed: int = 0, **train: object) -> Lab:
         "seed": seed,
     }
     recipe = Recipe.model_validate(keys)
-    lab, _ = prepare(recipe, "cpu", silent)
+    lab, _ = prepare(recipe, "cpu")
     methods_of(recipe)[0].init(lab)
     return lab
 
@@ -131,12 +127,12 @@ def test_the_books_tell_steps_and_what_they_cost_and_can_be_opened_again() -> No
     assert (lab.step, lab.spent) == (5, 50 * (3 * small + 2 * lab.cost().macs))
     counted = {"macs": lab.cost().macs, "params": lab.cost().params, "used": lab.budget.utilisation(lab.cost())}
     where = {"event": "grown", "step": 5, "method": "adenel"}
-    assert lab.history[-1] == {**where, **counted, "widths": {CONV1: 9, CONV2: 4}}
-    again, _ = prepare(lab.recipe, "cpu", silent)
+    assert lab.history[-1].row == {**where, **counted, "widths": {CONV1: 9, CONV2: 4}}
+    again, _ = prepare(lab.recipe, "cpu")
     again.reopen(lab.books())
     assert again.books() == lab.books()
     assert again.cost() == lab.cost()
-    fresh, _ = prepare(lab.recipe, "cpu", silent)
+    fresh, _ = prepare(lab.recipe, "cpu")
     with pytest.raises(UsageError, match=r"not the one of the interrupted run: features\.conv2 is free in only one"):
         fresh.reopen({**lab.books(), "widths": {CONV1: 9}})
 
