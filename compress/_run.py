@@ -1,4 +1,4 @@
-"""The whole house, from top to bottom: recipe, data and model in; a folder that keeps its budget out.
+"""A run from top to bottom: recipe, data and model in; a folder with a network that keeps the budget out.
 
 prepare:  recipe -> full model, graph, base cost, budget (refused here if no net can keep it), data
 develop:  the only loop: method steps, a checkpoint after each

@@ -1,1 +1,1 @@
-"""Images, tasks and the one training loop; the lab, which is all that a method may touch; what a restart needs."""
+"""Images, losses and the one training loop; checkpoints; and the lab, the only thing that a method works through."""

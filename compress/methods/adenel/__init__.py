@@ -1,1 +1,1 @@
-"""AdeNeL grows filters where none is idle."""
+"""AdeNeL starts with narrow layers, and widens each one whose filters are all in use, until the budget is filled."""

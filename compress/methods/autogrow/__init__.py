@@ -1,1 +1,1 @@
-"""AutoGrow grows blocks, stage by stage."""
+"""AutoGrow starts with few blocks, and appends more, stage by stage, until they no longer help or no longer fit."""

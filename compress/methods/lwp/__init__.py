@@ -1,1 +1,1 @@
-"""LWP drops connections that a controller learns a network can do without."""
+"""LWP drops those connections of a densely connected network that a controller learns it can do without."""
