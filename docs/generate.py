@@ -61,26 +61,34 @@ def _tables(schema: Schema, head: Sequence[str], title: str) -> str:
     """A section for every table of a schema; the tables that one holds come right behind it, each of them once."""
     return "\n\n".join(
         f"## {name}\n\n{description}\n\n{_table(head, [[row[column] for column in head] for row in rows])}"
-        for name, description, rows in _sections(schema, schema, title, "", set())
+        for name, description, rows in _sections(schema, schema, title, "", {})
     )
 
 
 def _sections(
-    schema: Schema, part: Schema, title: str, path: str, seen: set[str]
+    schema: Schema, part: Schema, title: str, path: str, shown: dict[str, str]
 ) -> Iterator[tuple[str, str, list[dict[str, str]]]]:
-    """The title, description and rows of one table, and of those in it; `path` leads to its keys, with dots."""
+    """The title, description and rows of one table, and of those in it; `path` leads to its keys, with dots.
+
+    `shown` has the contents of tables that have their section, or are about to get it, and where that is.
+    """
     rows, inner = [], []
     for key, value in part.get("properties", {}).items():
+        elsewhere = set()
+        for suffix, table in _within(value, schema):
+            content, name = json.dumps(table, sort_keys=True), f"{path}{key}{suffix}"
+            if content in shown:
+                elsewhere.add(f", as `{shown[content]}`")
+                continue
+            shown[content] = name
+            method = table["properties"].get("name", {}).get("const")
+            inner.append((f"`{name}`" + f": {method}" * bool(method), f"{name}.", table))
         default = "*required*" if key in part.get("required", ()) else _default(value)
-        meaning = _line(value.get("description", ""))
-        rows.append({"key": f"`{key}`", "type": _type(value, schema), "default": default, "meaning": meaning})
-        inner += [(f"{path}{key}{suffix}", table) for suffix, table in _within(value, schema)]
+        kind, meaning = _type(value, schema) + "".join(sorted(elsewhere)), _line(value.get("description", ""))
+        rows.append({"key": f"`{key}`", "type": kind, "default": default, "meaning": meaning})
     yield title, _line(part.get("description", "")), rows
-    for name, table in inner:
-        method = table["properties"].get("name", {}).get("const")
-        if (content := json.dumps(table, sort_keys=True)) not in seen:
-            seen.add(content)
-            yield from _sections(schema, table, f"`{name}`" + f": {method}" * bool(method), f"{name}.", seen)
+    for name, below, table in inner:
+        yield from _sections(schema, table, name, below, shown)
 
 
 def _within(value: Schema, schema: Schema) -> Iterator[tuple[str, Schema]]:
@@ -111,7 +119,8 @@ def _type(value: Schema, schema: Schema) -> str:
     if isinstance(kind, list):
         return " or ".join(_type({**value, "type": one}, schema) for one in kind)
     if kind == "array":
-        return f"list of {_type(value.get('items', {}), schema)}"
+        items = _type(value.get("items", {}), schema)
+        return f"list of ({items})" if " or " in items else f"list of {items}"
     if kind == "string" and "epoch" in value.get("pattern", ""):
         return "duration: `10 epochs`, `100 steps`"
     words = {"string": "text", "object": "table", "boolean": "`true`, `false`", "null": "`null`"}
