@@ -1,1 +1,1 @@
-"""Images, losses and the one training loop; checkpoints; and the lab, the only thing that a method works through."""
+"""Images, losses and the one training loop; checkpoints; events; and the bench, all that a run works at."""
