@@ -33,8 +33,8 @@ class Tree:
     def of(cls, network: nn.Module, kept: Collection[str]) -> Tree:
         """Find the plain modules; `kept` names the tensors in the file of weights, of tied ones the first."""
         state = network.state_dict(keep_vars=True)
-        places = {_place(name, state[name]): name for name in kept}
-        tree = cls(network, {name: places[_place(name, tensor)] for name, tensor in state.items()})
+        places = {_identity(name, state[name]): name for name in kept}
+        tree = cls(network, {name: places[_identity(name, tensor)] for name, tensor in state.items()})
         for path, module in reversed(list(network.named_modules(remove_duplicate=False))):  # children first
             if path and (text := tree._layer(path, module)):
                 tree.layers[path] = text
@@ -140,7 +140,7 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _place(name: str, tensor: Tensor) -> Any:
+def _identity(name: str, tensor: Tensor) -> Any:
     return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
 
 
@@ -194,8 +194,8 @@ def _constructor(module: nn.Module) -> str | None:
             again = kind(**given)
     except Exception:  # whatever a constructor says to arguments that are not its own
         return None
-    return f"nn.{kind.__name__}({', '.join(texts)})" if _shapes(again) == _shapes(module) else None
+    return f"nn.{kind.__name__}({', '.join(texts)})" if _held_sizes(again) == _held_sizes(module) else None
 
 
-def _shapes(module: nn.Module) -> dict[str, Any]:
+def _held_sizes(module: nn.Module) -> dict[str, Any]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}

@@ -87,7 +87,7 @@ def is_index(node: fx.Node) -> bool:
 def passes(node: fx.Node) -> bool:
     """Whether a node gives what it takes: the slice of everything, the dropout of nothing, a copy cut off its past."""
     if node.target == torch.ops.aten.slice.Tensor:
-        return _place(node, literal) == ":"
+        return _subscript(node, literal) == ":"
     if node.target == torch.ops.aten.detach_.default:
         return _is_copy(node.args[0])
     return node.target == torch.ops.aten.dropout.default and bool(node.args[1] == 0.0)
@@ -102,21 +102,21 @@ def index(chain: Sequence[fx.Node], say: Say) -> str:
     """Slices and selections, each taken of the one before, as one: `x[:, 0, ::2]`."""
     places: list[str] = []
     for node in chain:
-        source, dim = node.args[0], arguments(node).get("dim", 0)
+        source, dim = node.args[0], given_to(node).get("dim", 0)
         assert isinstance(source, fx.Node)
         left = [at for at, place in enumerate(places) if ":" in place]  # the dimensions that the source has
         while len(left) <= dim % source.meta["val"].dim():
             left.append(len(places))
             places.append(":")
-        at, place = left[dim % source.meta["val"].dim()], _place(node, say)
+        at, place = left[dim % source.meta["val"].dim()], _subscript(node, say)
         if places[at] != ":" and place != ":":
             raise Unspelled("it slices one dimension twice in a row")
         places[at] = place if place != ":" else places[at]
     return f"{operand(chain[0].args[0], say)}[{', '.join(places)}]"
 
 
-def _place(node: fx.Node, say: Say) -> str:
-    given = {"start": None, "end": None, "step": 1} | arguments(node)
+def _subscript(node: fx.Node, say: Say) -> str:
+    given = {"start": None, "end": None, "step": 1} | given_to(node)
     if "index" in given:
         return say(given["index"])
     start = "" if given["start"] in (None, 0) else say(given["start"])
@@ -124,7 +124,7 @@ def _place(node: fx.Node, say: Say) -> str:
     return f"{start}:{end}" + ("" if given["step"] == 1 else f":{say(given['step'])}")
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
+def given_to(node: fx.Node) -> dict[str, Any]:
     """The arguments by the names of the schema, without those that are at their defaults or change no number."""
     schema = node.target._schema  # type: ignore[union-attr]
     given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
@@ -141,7 +141,7 @@ def augmented(node: fx.Node, say: Say) -> tuple[str, str] | None:
     """`x += y` as its two sides, for an operator that adds (or the like) in place; None for others."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
-    name, given = node.target._schema.name.removeprefix("aten::"), arguments(node)
+    name, given = node.target._schema.name.removeprefix("aten::"), given_to(node)
     if not name.endswith("_") or name[:-1] not in _INFIX or list(given) != ["self", "other"]:
         return None
     return say(given["self"]), f"{_INFIX[name[:-1]]}= {say(given['other'])}"
@@ -158,7 +158,7 @@ def spell(node: fx.Node, say: Say) -> str:
     op = node.target
     if not isinstance(op, torch._ops.OpOverload) or op.namespace != "aten":
         raise Unspelled(f"torch alone does not have its operator {op}")
-    name, given = op._schema.name.removeprefix("aten::"), arguments(node)
+    name, given = op._schema.name.removeprefix("aten::"), given_to(node)
     values = list(given.values())
     if name in _INFIX and len(values) == 2 and list(given) in (["self", "other"], ["self", "tensor2"]):
         return f"{operand(values[0], say)} {_INFIX[name]} {operand(values[1], say)}"

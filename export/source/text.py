@@ -8,16 +8,17 @@ the file, each checked to be one or quoted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import chain, count
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from compress.export.source.forward import forward
 from compress.export.source.layers import Tree
-from compress.export.source.spelling import augmented, index, is_index, is_name, literal, passes, spell, tuple_of
-from compress.export.source.steps import Flow
+from compress.export.source.script import Script
+from compress.export.source.spelling import is_name, literal
 
 FILE = "model.py"
 _WIDTH = 120
@@ -48,28 +49,28 @@ def spell_out(
     Raises Unspelled, with a sentence about the network, where it cannot be written so.
     """
     tree = Tree.of(network, kept)
-    flow = Flow.of(program, tree)
-    parts = tree.parts(flow.called)
-    forward, long = _forward(tree, flow.inline(tree, ())), set[fx.Node]()
-    while found := {node for node, line in forward if len(line) > _WIDTH - 8} - long:
-        long |= found
-        forward = _forward(tree, flow.inline(tree, long))
+    script = Script.of(program, tree)
+    parts = tree.parts(script.called)
+    body, long = forward(tree, script.inline(tree, ())), set[fx.Node]()
+    while longer := {node for node, line in body if len(line) > _WIDTH - 8} - long:
+        long |= longer
+        body = forward(tree, script.inline(tree, long))
     listed = "" in tree.lists  # the network itself is a list of layers
-    body = "\n".join(
+    network_class = "\n".join(
         [
             f"class Model(nn.{'Sequential' if listed else 'Module'}):",
             '    """The network: images [N, C, H, W] to logits [N, classes]."""',
             "",
             "    def __init__(self) -> None:",
-            *chain.from_iterable(wrap(line, 8) for line in _init(parts, tree, flow)),
+            *chain.from_iterable(wrap(line, 8) for line in _init(parts, tree, script)),
             "",
             "    def forward(self, x: Tensor) -> Tensor:",
             '        """Return the logits."""',
-            *chain.from_iterable(wrap(line, 8) for _, line in forward),
+            *chain.from_iterable(wrap(line, 8) for _, line in body),
         ]
     )
-    body = (_GROUP if "Group(" in body else "") + body
-    text = _head(network, flow, preprocessing, body) + body + _tail(preprocessing)
+    classes = (_GROUP if "Group(" in network_class else "") + network_class
+    text = _head(network, script, preprocessing, classes) + classes + _tail(preprocessing)
     compile(text, FILE, "exec")
     return text
 
@@ -117,7 +118,7 @@ def _items(inside: str) -> list[str]:
     return [inside[a:b].strip() for a, b in zip([0, *(c + 1 for c in cuts)], [*cuts, len(inside)], strict=True)]
 
 
-def _init(parts: Mapping[str, str], tree: Tree, flow: Flow) -> Iterator[str]:
+def _init(parts: Mapping[str, str], tree: Tree, script: Script) -> Iterator[str]:
     listed = "" in tree.lists
     yield f"super().__init__({', '.join(parts.values()) if listed else ''})"
     for name, text in () if listed else parts.items():
@@ -125,83 +126,13 @@ def _init(parts: Mapping[str, str], tree: Tree, flow: Flow) -> Iterator[str]:
             yield f"self.register_buffer({literal(name)}, {text})"
         else:
             yield f"self.{name} = {text}" if is_name(name) else f"setattr(self, {literal(name)}, {text})"
-    for name, text in flow.constants.values():
+    for name, text in script.constants.values():
         yield f"self.register_buffer({literal(name)}, {text}, persistent=False)"
     for name in tree.frozen():
         yield f"{tree.access(name)}.requires_grad = False"
 
 
-def _forward(tree: Tree, flow: Flow) -> list[tuple[fx.Node, str]]:
-    """The lines of forward(), with what they compute.
-
-    A value has a name from its line to its last reader; there the result may take it over.
-    """
-    names: dict[fx.Node, str] = {flow.image: "x"}
-    order = {step.gives: at for at, step in enumerate(flow.steps)}
-    last = {node: max((order.get(end, len(order)) for end in flow.readers(node)), default=-1) for node in flow.users}
-    last[flow.result] = len(order)
-    headers = set()
-
-    def say(value: Any) -> str:
-        if isinstance(value, fx.Node):
-            return say_node(value)
-        if isinstance(value, list | tuple):
-            texts = [say(item) for item in value]
-            tensors = any(isinstance(item, fx.Node) and isinstance(item.meta["val"], torch.Tensor) for item in value)
-            return f"[{', '.join(texts)}]" if tensors else tuple_of(texts)
-        if isinstance(value, torch.device):
-            headers.add("device = x.device")
-            return "device"
-        return literal(value)
-
-    def say_node(node: fx.Node) -> str:
-        if node in flow.tensors:
-            return tree.access(flow.tensors[node])
-        if node in flow.constants:
-            return f"self.{flow.constants[node][0]}"
-        if node in names:
-            return names[node]
-        if flow.is_batch(node):
-            headers.add("n = len(x)")
-            return "n"
-        if passes(node):
-            return say(node.args[0])
-        if is_index(node):
-            taken = [node]
-            while isinstance(inner := taken[0].args[0], fx.Node) and inner in flow.inlined and is_index(inner):
-                taken.insert(0, inner)
-            return index(taken, say)
-        return spell(node, say)
-
-    def read(inputs: Iterable[fx.Node]) -> Iterator[fx.Node]:
-        for node in inputs:
-            if node in names:
-                yield node
-            elif node in flow.inlined and not flow.is_batch(node):
-                yield from read(node.all_input_nodes)
-
-    lines: list[tuple[fx.Node, str]] = []
-    for at, step in enumerate(flow.steps):
-        node = step.gives
-        text = tree.call(step.layer, say(step.takes)) if step.layer else say_node(node)
-        if node is flow.result and at == len(flow.steps) - 1:
-            lines.append((node, f"return {text}"))
-            break
-        sides = None if step.layer else augmented(node, say)
-        dying = [names[n] for n in read(step.inputs) if last[n] == at]
-        names = {n: name for n, name in names.items() if last[n] > at}
-        if last[node] < 0:
-            lines.append((node, text))
-            continue
-        free = (name for name in chain("xyz", (f"y{n}" for n in count(1))) if name not in names.values())
-        names[node] = name = "x" if "x" in dying else next(iter(dying), None) or next(free)
-        lines.append((node, f"{name} {sides[1]}" if sides and sides[0] == name else f"{name} = {text}"))
-    else:
-        lines.append((flow.result, f"return {say(flow.result)}"))
-    return [(flow.image, line) for line in sorted(headers)] + lines
-
-
-def _head(network: nn.Module, flow: Flow, preprocessing: Mapping[str, Any], body: str) -> str:
+def _head(network: nn.Module, script: Script, preprocessing: Mapping[str, Any], body: str) -> str:
     numbers = sum(p.numel() for p in network.parameters())
     lines = [
         f'"""A compact network of {numbers:,} parameters in plain torch; its weights are in model.safetensors.',
@@ -210,13 +141,13 @@ def _head(network: nn.Module, flow: Flow, preprocessing: Mapping[str, Any], body
         "",
         "    model = load()",
         "",
-        f"It takes float32 images {_shape(preprocessing)}: pixels in [0, 1], less the mean, over the deviation,",
+        f"It takes float32 images {_image_shape(preprocessing)}: pixels in [0, 1], less the mean, over the deviation,",
         "",
         f"    mean = {literal(tuple(preprocessing['mean']))}",
         f"    std = {literal(tuple(preprocessing['std']))}",
         "",
         "It can be trained further: after `model.train()`, batch norm and dropout work as in the original. Anything",
-        f"else that the original does in training only is not here{_lost(network, flow)}.",
+        f"else that the original does in training only is not here{_lost(network, script)}.",
         '"""',
         "",
         *(["from collections import OrderedDict"] if "OrderedDict(" in body else []),
@@ -234,18 +165,18 @@ def _head(network: nn.Module, flow: Flow, preprocessing: Mapping[str, Any], body
     return "\n".join(lines) + "\n"
 
 
-def _lost(network: nn.Module, flow: Flow) -> str:
+def _lost(network: nn.Module, script: Script) -> str:
     """Name the modules that leave no trace in evaluation mode, though they may do something in training."""
     names = {
         type(module).__name__
         for path, module in network.named_modules()
-        if path not in flow.visited and not module._modules and not module.state_dict()
+        if path not in script.visited and not module._modules and not module.state_dict()
     }
     names = {name for name in names if is_name(name) and not hasattr(nn, name)}
     return f": {', '.join(sorted(names))}" if names else ""
 
 
-def _shape(preprocessing: Mapping[str, Any]) -> str:
+def _image_shape(preprocessing: Mapping[str, Any]) -> str:
     return f"[N, {', '.join(str(int(size)) for size in preprocessing['shape'])}]"
 
 

@@ -343,8 +343,8 @@ def place(tmp_path_factory):
 def write(model: nn.Module, folder: Path, structure: Structure, source: Path | None = None) -> artifact.Written:
     net = Compact(model, structure, measure(model, SHAPE), SHAPE, drift=0.0, removed={})
     budget, base = Budget.parse("9MMACs"), Cost(10**6, 10**7, 10**7, 10**7)
-    told = {"mean": PREPROCESSING["mean"], "std": PREPROCESSING["std"], "classes": "abcd", "recipe_text": "{}"}
-    return artifact.write(net, folder, budget=budget, base=base, images=IMAGES, source=source, **told)
+    texts = {"mean": PREPROCESSING["mean"], "std": PREPROCESSING["std"], "classes": "abcd", "recipe_text": "{}"}
+    return artifact.write(net, folder, budget=budget, base=base, images=IMAGES, source=source, **texts)
 
 
 def test_every_file_reloads_in_an_environment_that_lacks_what_it_does_not_need(place):
@@ -354,8 +354,8 @@ def test_every_file_reloads_in_an_environment_that_lacks_what_it_does_not_need(p
         script = f"ROOT = {root!r}\n{WITHOUT.format(names=set(without))}\n{code}\nnp.save({name + '.npy'!r}, out)"
         command = [sys.executable, "-P", "-W", "ignore", "-c", script]
         running[name] = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    told = {name: process.communicate()[1] for name, process in running.items()}
-    assert {name: process.returncode for name, process in running.items()} == dict.fromkeys(RELOADS, 0), told
+    errors = {name: process.communicate()[1] for name, process in running.items()}
+    assert {name: process.returncode for name, process in running.items()} == dict.fromkeys(RELOADS, 0), errors
     for name in RELOADS:
         np.testing.assert_allclose(np.load(folder / f"{name}.npy"), expected, rtol=1e-4, atol=1e-5)
 
@@ -363,12 +363,12 @@ def test_every_file_reloads_in_an_environment_that_lacks_what_it_does_not_need(p
 def test_the_file_checks_itself_and_leaves_nothing_beside(place):
     folder = place[0] / "out"
     before = sorted(folder.iterdir())
-    told = subprocess.run([sys.executable, "-P", folder / FILE], capture_output=True, text=True, check=True)
-    assert told.stdout == "[1, 5]\n"
+    done = subprocess.run([sys.executable, "-P", folder / FILE], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1, 5]\n"
     assert sorted(folder.iterdir()) == before
-    found = safetensors.torch.load_file(folder / "model.safetensors")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
     assert all(name in (folder / FILE).read_text() for name in ("stem", "norm", "head"))
-    assert {name.partition(".")[0] for name in found} == {"stem", "norm", "head"}
+    assert {name.partition(".")[0] for name in weights} == {"stem", "norm", "head"}
 
 
 def test_without_the_file_the_others_are_written_and_the_report_says_why(tmp_path):
@@ -377,11 +377,11 @@ def test_without_the_file_the_others_are_written_and_the_report_says_why(tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Structure, "build", lambda *_: model)
         patch.setattr(artifact, "_run", same_logits(model))
-        found = write(model, tmp_path, structure)
-    assert sorted(found.parity) == sorted(artifact.MODELS)
+        written = write(model, tmp_path, structure)
+    assert sorted(written.parity) == sorted(artifact.MODELS)
     assert not (tmp_path / FILE).exists()
-    assert len(found.notes) == 1
-    assert found.notes[0].startswith(
+    assert len(written.notes) == 1
+    assert written.notes[0].startswith(
         "model.py is left out: the network cannot be written in plain torch, for it holds a"
     )
 
@@ -398,11 +398,11 @@ def test_a_file_that_computes_something_else_is_taken_away(tmp_path):
     structure = Structure.read(model, f"{__name__}:never", {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(artifact, "_run", same_logits(model, wrong=FILE))
-        found = write(model, tmp_path, structure)
-    assert FILE not in found.parity
+        written = write(model, tmp_path, structure)
+    assert FILE not in written.parity
     assert not (tmp_path / FILE).exists()
-    assert found.notes[0].startswith("model.py is left out: does not compute what the network computes")
-    assert str(tmp_path) not in found.notes[0]
+    assert written.notes[0].startswith("model.py is left out: does not compute what the network computes")
+    assert str(tmp_path) not in written.notes[0]
 
 
 def same_logits(model: nn.Module, wrong: str = "") -> Callable[..., dict[str, np.ndarray]]:

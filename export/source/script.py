@@ -1,4 +1,4 @@
-"""An exported program as the steps that a person would write: calls of layers, and what is left in between."""
+"""An exported program as the lines that a person would write: calls of layers, and what is left in between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_CHAIN = 4  # operators on one line
 
 
 @dataclass(eq=False)
-class Step:
+class Line:
     """One line of forward(): a node, or all nodes of one call of a layer."""
 
     nodes: list[fx.Node]
@@ -37,21 +37,21 @@ class Step:
 
 
 @dataclass
-class Flow:
-    """The steps of a network in their order."""
+class Script:
+    """The lines of a network in their order."""
 
     image: fx.Node
     result: fx.Node
     tensors: dict[fx.Node, str]  # parameters and buffers: their names in the file of weights
     constants: dict[fx.Node, tuple[str, str]]  # tensors that are in no file: a name, and their text
     users: dict[fx.Node, list[fx.Node]]  # of every node that matters
-    steps: list[Step]
+    lines: list[Line]
     inlined: set[fx.Node]  # the nodes that have no line, but are written where they are used
     visited: set[str]  # the paths of all modules that anything is computed in
     ends: dict[fx.Node, fx.Node] = field(default_factory=dict)  # what its line computes, by every node of a line
 
     @classmethod
-    def of(cls, program: torch.export.ExportedProgram, tree: Tree) -> Flow:
+    def of(cls, program: torch.export.ExportedProgram, tree: Tree) -> Script:
         """Read a program with one input and one output; modules that are not called as layers leave `tree.layers`.
 
         Raises Unspelled for programs that do more, or hold a large constant.
@@ -75,15 +75,15 @@ class Flow:
                 constants[node] = (f"constant{len(constants)}", _constant(program.constants[str(spec.target)]))
         if len(images) != 1:
             raise Unspelled(f"it has {len(images)} inputs")
-        flow = cls(images[0], result, tensors, constants, users, [], set(), set())
-        while misfit := flow._group(tree):
+        script = cls(images[0], result, tensors, constants, users, [], set(), set())
+        while misfit := script._group(tree):
             del tree.layers[misfit]
-        return flow
+        return script
 
     @property
     def called(self) -> set[str]:
         """The paths of the layers that are called."""
-        return {step.layer for step in self.steps if step.layer}
+        return {line.layer for line in self.lines if line.layer}
 
     def is_batch(self, node: fx.Node) -> bool:
         """Whether a node is the number of images."""
@@ -100,8 +100,8 @@ class Flow:
                 queue += self.users[user]
 
     def _group(self, tree: Tree) -> str | None:
-        """Gather nodes into steps. Returns a layer whose nodes are no call with one tensor, for one tensor."""
-        self.steps, calls, last = [], set(), None
+        """Gather nodes into lines. Returns a layer whose nodes are no call with one tensor, for one tensor."""
+        self.lines, calls, last = [], set(), None
         for node in self.users:
             if node.op != "call_function" or _is_count(node):
                 continue
@@ -109,16 +109,16 @@ class Flow:
             self.visited.update(path for path, _ in stack)
             path, call = next(((path, call) for path, call in stack if path in tree.layers), ("", ""))
             if not path and (linear := self._linear(node, tree)):
-                self.steps.append(Step([node], linear, node.all_input_nodes[0]))
+                self.lines.append(Line([node], linear, node.all_input_nodes[0]))
             elif path and call == last:
-                self.steps[-1].nodes.append(node)
+                self.lines[-1].nodes.append(node)
             elif path and call in calls:
                 return path
             else:
                 calls.add(call)
-                self.steps.append(Step([node], path))
+                self.lines.append(Line([node], path))
             last = call
-        return next((s.layer for s in self.steps if s.layer and not s.takes and not self._is_call(s)), None)
+        return next((s.layer for s in self.lines if s.layer and not s.takes and not self._is_call(s)), None)
 
     def _linear(self, node: fx.Node, tree: Tree) -> str | None:
         """The path of the linear layer whose tensors F.linear is given: attention does so."""
@@ -131,43 +131,43 @@ class Flow:
         ]
         return path if fits else None
 
-    def _is_call(self, step: Step) -> bool:
-        inside = set(step.nodes)
-        read = {n for node in step.nodes for n in node.all_input_nodes if n not in inside and not _is_count(n)}
-        taken = [n for n in read if not self.tensors.get(n, "").startswith(f"{step.layer}.")]
-        given = [n for n in step.nodes if n is self.result or any(user not in inside for user in self.users[n])]
-        if len(taken) != 1 or given != [step.gives]:
+    def _is_call(self, line: Line) -> bool:
+        inside = set(line.nodes)
+        read = {n for node in line.nodes for n in node.all_input_nodes if n not in inside and not _is_count(n)}
+        taken = [n for n in read if not self.tensors.get(n, "").startswith(f"{line.layer}.")]
+        given = [n for n in line.nodes if n is self.result or any(user not in inside for user in self.users[n])]
+        if len(taken) != 1 or given != [line.gives]:
             return False
-        step.takes = taken[0]
+        line.takes = taken[0]
         return True
 
-    def inline(self, tree: Tree, long: Collection[fx.Node]) -> Flow:
+    def inline(self, tree: Tree, long: Collection[fx.Node]) -> Script:
         """Choose what is written where it is used: numbers, items, views with one user, and chains, but none that end
         in the `long` lines, or in attention, whose call names its input three times.
         """
         self.inlined = {node for node in self.users if node.op == "call_function" and _is_count(node)}
-        steps = self.steps
-        for step in steps:
-            node = step.gives
+        lines = self.lines
+        for line in lines:
+            node = line.gives
             item = getattr(node.target, "__name__", "") == "getitem"
-            if not step.layer and (item or passes(node) or (is_index(node) and len(self.users[node]) == 1)):
+            if not line.layer and (item or passes(node) or (is_index(node) and len(self.users[node]) == 1)):
                 self.inlined.add(node)
-        steps = [step for step in steps if step.gives not in self.inlined]
-        self.ends = {node: step.gives for step in steps for node in step.nodes}
+        lines = [line for line in lines if line.gives not in self.inlined]
+        self.ends = {node: line.gives for line in lines for node in line.nodes}
         chain, short = 1, set()
-        for step, following in pairwise(steps):
+        for line, following in pairwise(lines):
             only = (
-                not step.layer
+                not line.layer
                 and not tree.is_attention(following.layer)
-                and not is_mutable(step.gives)
-                and step.gives is not self.result
+                and not is_mutable(line.gives)
+                and line.gives is not self.result
             )
-            only = only and following.gives not in long and list(self.readers(step.gives)) == [following.gives]
+            only = only and following.gives not in long and list(self.readers(line.gives)) == [following.gives]
             chain = chain + 1 if only and chain < _LONGEST_CHAIN else 1
             if chain > 1:
-                short.add(step.gives)
+                short.add(line.gives)
         self.inlined |= short
-        return replace(self, steps=[step for step in steps if step.gives not in short])
+        return replace(self, lines=[line for line in lines if line.gives not in short])
 
 
 def _users(graph: fx.Graph, result: fx.Node) -> dict[fx.Node, list[fx.Node]]:
