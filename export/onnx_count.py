@@ -2,13 +2,14 @@
 never torch or onnxruntime.
 
 One MAC is one multiply-accumulate of a convolution, linear or matmul-like operator, for one input (batch 1). Every
-other operator is either on the list of those that cost nothing by that convention, or is reported by name: nothing is
-silently zero. Shapes come from our own inference: what a file says about its inner shapes is not believed.
+other operator either costs nothing by that convention, as its row in `compress.reading.operators` says, or is reported
+by name: nothing is silently zero. Shapes come from our own inference: what a file says about its inner ones is not
+believed.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from compress.errors import ArtifactError
 from compress.export import onnx_memory
+from compress.reading import operators
 
 BAKED = ("preprocessing.scale", "preprocessing.shift")  # normalisation in the graph, [1, C, 1, 1] each: no weights
-
-Shape = tuple[int, ...]
-Shapes = dict[str, Shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,8 @@ class FileCost:
     params: int
     bytes: int
     unknown: tuple[str, ...]
-    input: Shape
-    output: Shape
+    input: tuple[int, ...]
+    output: tuple[int, ...]
     memory: int | None = None
 
 
@@ -51,18 +50,19 @@ def count(model: ModelProto) -> FileCost:
     known.
     """
     nodes = [node for body in bodies(model) for node in body.node]
-    unknown = {name for node in nodes if (name := _name(node)) not in COUNTED and name not in FREE}
+    rows = operators.onnx()
+    unknown = {name for node in nodes if (name := op_name(node)) not in rows}
     unknown |= {function.name for function in model.functions}
     unknown |= {"sparse weights"} if _is_sparse(model.graph.sparse_initializer, nodes) else set()
     shapes = _infer(model, refuse=not unknown)
     macs = 0
     for node in model.graph.node:
-        rule = COUNTED.get(_name(node))
+        row = rows.get(op_name(node))
         try:
-            macs += rule(node, shapes) if rule else 0
+            macs += row.macs(node, shapes) if row is not None and row.macs is not None else 0
         except KeyError as error:
             if not unknown:
-                where = f"{_name(node)} {node.name!r}"
+                where = f"{op_name(node)} {node.name!r}"
                 raise ArtifactError(f"{where}: no shape for {error}, so its MACs cannot be counted.") from None
         except ValueError as error:
             unknown.add(str(error))
@@ -107,78 +107,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-# ---- the tables ------------------------------------------------------------------------------------------
-
-
-def _conv(node: NodeProto, shapes: Shapes) -> int:
-    # weight [out, in / groups, *kernel]: each output number takes in / groups * kernel of them
-    return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
-
-
-def _conv_transpose(node: NodeProto, shapes: Shapes) -> int:
-    # weight [in, out / groups, *kernel]: each input number is spread over out / groups * kernel
-    return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
-
-
-def _gemm(node: NodeProto, shapes: Shapes) -> int:
-    transposed = any(a.name == "transA" and a.i for a in node.attribute)
-    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
-
-
-def _matmul(node: NodeProto, shapes: Shapes) -> int:
-    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
-
-
-def _recurrent(node: NodeProto, shapes: Shapes) -> int:
-    # x [steps, batch, in]; weights [directions, gates * hidden, in] and [directions, gates * hidden, hidden]
-    return math.prod(shapes[node.input[0]][:2]) * sum(math.prod(shapes[name]) for name in node.input[1:3])
-
-
-def _einsum(node: NodeProto, shapes: Shapes) -> int:
-    """Count as torch does: two operands become one batched matmul, after sums over labels that only one of them has."""
-    equation = next(a.s.decode() for a in node.attribute if a.name == "equation").replace(" ", "")
-    terms, arrow, out = equation.partition("->")
-    operands = terms.split(",")
-    if not arrow or "." in equation or len(operands) > 2 or any(len(set(term)) < len(term) for term in operands):
-        raise ValueError(f"Einsum {equation!r}")
-    if len(operands) == 1:
-        return 0
-    size: dict[str, int] = {}
-    for term, name in zip(operands, node.input, strict=True):
-        size |= zip(term, shapes[name], strict=True)
-    shared = set(operands[0]) & set(operands[1])
-    return math.prod(size[label] for label in shared | set(out)) if shared - set(out) else 0
-
-
-COUNTED: dict[str, Callable[[NodeProto, Shapes], int]] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Einsum": _einsum,
-    "GRU": _recurrent,
-    "Gemm": _gemm,
-    "LSTM": _recurrent,
-    "MatMul": _matmul,
-    "RNN": _recurrent,
-}
-
-# No multiply-accumulate by the convention above: elementwise work, normalisation, pooling, reductions, moves of data.
-FREE = frozenset(
-    """
-    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift
-    BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu CenterCropPad Clip Concat Constant
-    ConstantOfShape Cos Cosh CumSum DepthToSpace DequantizeLinear Div Dropout Elu Equal Erf Exp Expand EyeLike
-    Flatten Floor Gather GatherElements GatherND Gelu GlobalAveragePool GlobalLpPool GlobalMaxPool Greater
-    GreaterOrEqual GridSample GroupNormalization HardSigmoid HardSwish Hardmax Identity InstanceNormalization
-    IsInf IsNaN LRN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool Max
-    MaxPool Mean MeanVarianceNormalization Min Mish Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow
-    QuantizeLinear RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax
-    ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements
-    ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split
-    Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
-    """.split()  # noqa: SIM905 -- a list that a reader can take in
-)
-
-_FLOATS = frozenset(
+_FLOATING = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
     | {v for k, v in TensorProto.DataType.items() if k.startswith("FLOAT") or k == "COMPLEX64"}
 )
@@ -187,14 +116,14 @@ _FLOATS = frozenset(
 def _params(model: ModelProto) -> int:
     """Return how many numbers the weights hold; integers count where an operator turns them into numbers."""
     nodes = [node for graph in bodies(model) for node in graph.node]
-    statistics = {n for node in nodes if _name(node) == "BatchNormalization" for n in node.input[3:5]}
-    quantised = {node.input[0] for node in nodes if _name(node) in ("Cast", "DequantizeLinear")}
+    statistics = {n for node in nodes if op_name(node) == "BatchNormalization" for n in node.input[3:5]}
+    quantised = {node.input[0] for node in nodes if op_name(node) in ("Cast", "DequantizeLinear")}
     channels = max((n for v in _inputs(model.graph)[:1] for n in (d.dim_value for d in dims(v)[1:2])), default=0)
     total = 0
     for tensor, name in tensors(model):
         size = math.prod(tensor.dims)
         baked = name in BAKED and size <= channels
-        if size > 1 and not baked and name not in statistics and (tensor.data_type in _FLOATS or name in quantised):
+        if size > 1 and not baked and name not in statistics and (tensor.data_type in _FLOATING or name in quantised):
             total += size
     return total
 
@@ -210,7 +139,7 @@ _ARITHMETIC = frozenset(
 )
 
 
-def _infer(model: ModelProto, refuse: bool) -> Shapes:
+def _infer(model: ModelProto, refuse: bool) -> dict[str, tuple[int, ...]]:
     """Infer the shape of every value with the batch bound to 1, from operators and weights only.
 
     onnx follows computed shapes only part of the way. Where it stops, that arithmetic is done here, on the few integers
@@ -261,7 +190,7 @@ def _bare(model: ModelProto) -> ModelProto:
     return bare
 
 
-def _fold(bare: ModelProto, known: Shapes, values: dict[str, Any]) -> bool:
+def _fold(bare: ModelProto, known: Mapping[str, tuple[int, ...]], values: dict[str, Any]) -> bool:
     """Turn operators on known integers into constants, in place; False when there was nothing left to do.
 
     `values` collects the constants by name. Only a Shape of a known shape and small arithmetic are carried out.
@@ -276,16 +205,16 @@ def _fold(bare: ModelProto, known: Shapes, values: dict[str, Any]) -> bool:
     kept = []
     for node in graph.node:
         inputs = {name: values.get(name) for name in node.input if name}
-        found: list[Any] = []
-        if _name(node) == "Shape" and node.input[0] in known:
+        results: list[Any] = []
+        if op_name(node) == "Shape" and node.input[0] in known:
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
-            found = [np.array(known[node.input[0]][bounds.get("start") : bounds.get("end")], dtype=np.int64)]
-        elif _name(node) in _ARITHMETIC and _is_small(node, inputs):
+            results = [np.array(known[node.input[0]][bounds.get("start") : bounds.get("end")], dtype=np.int64)]
+        elif op_name(node) in _ARITHMETIC and _is_small(node, inputs):
             with contextlib.suppress(Exception):  # whatever the reference refuses stays unknown
-                found = list(ReferenceEvaluator(node, opsets=opsets).run(None, inputs))
-        if not found:
+                results = list(ReferenceEvaluator(node, opsets=opsets).run(None, inputs))
+        if not results:
             kept.append(node)
-        for name, value in zip(node.output, found, strict=False):
+        for name, value in zip(node.output, results, strict=False):
             values[name] = np.asarray(value)
             graph.initializer.append(onnx.numpy_helper.from_array(values[name], name))
     done = len(kept) < len(graph.node)
@@ -309,5 +238,6 @@ def _inputs(graph: GraphProto) -> list[ValueInfoProto]:
     return [value for value in graph.input if value.name not in weights]
 
 
-def _name(node: NodeProto) -> str:
+def op_name(node: NodeProto) -> str:
+    """Return the name of a node's operator, with its domain where that is not ONNX's own."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"

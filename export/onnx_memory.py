@@ -11,19 +11,8 @@ from collections.abc import Mapping
 
 from onnx import GraphProto
 
-from compress.budget.memory import Step, moments
-
-VIEWS = frozenset(
-    "Dropout Expand Flatten Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split()  # noqa: SIM905
-)
-# Element by element: the output may take the place of an operand of its size.
-OVER = frozenset(
-    """
-    Abs Add BatchNormalization Cast Ceil Celu Clip Cos Div Elu Erf Exp Floor HardSigmoid HardSwish LeakyRelu Log Max Min
-    Mul Neg PRelu Pow Reciprocal Relu Round Selu Sigmoid Sin Softplus Softsign Sqrt Sub Tanh
-    """.split()  # noqa: SIM905
-)
-_SIZES = frozenset(("Shape", "Size"))  # what they tell is known once the input's shape is
+from compress.budget.memory import Operation, moments
+from compress.reading.operators import NEW, NONE, OVER, VIEW, onnx
 
 
 def peak(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -34,23 +23,29 @@ def peak(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     constants = {tensor.name for tensor in graph.initializer} | {""}  # an input left out has an empty name
     inputs = [value.name for value in graph.input if value.name not in constants]
     holder = {name: name for name in inputs}  # the buffer that holds a value
-    steps: list[Step] = []
+    rows = onnx()
+    operations: list[Operation] = []
     for node in graph.node:
-        if node.op_type in _SIZES or constants.issuperset(node.input):
+        place = rows[node.op_type].place if node.op_type in rows else NEW
+        if place == NONE or constants.issuperset(node.input):
             constants.update(node.output)
             continue
         reads = [holder[name] for name in node.input if name not in constants]
         outs = [name for name in node.output if name]
-        if node.op_type in VIEWS:
+        if place == VIEW:
             holder |= dict.fromkeys(outs, reads[0])
             continue
         holder |= {name: name for name in outs}
         size = math.prod(shapes[outs[0]])
-        over = [buffer for buffer in reads if node.op_type in OVER and math.prod(shapes[buffer]) == size]
-        steps.append(Step(node.name, set(reads), outs, over))
+        over = [buffer for buffer in reads if place == OVER and math.prod(shapes[buffer]) == size]
+        operations.append(Operation(node.name, set(reads), outs, over))
     outputs = {holder[value.name] for value in graph.output if value.name in holder}
-    read = outputs.union(*(step.reads for step in steps))
-    steps = [step._replace(makes=[out for out in step.makes if out == step.makes[0] or out in read]) for step in steps]
+    read = outputs.union(*(operation.reads for operation in operations))
+    operations = [
+        operation._replace(makes=[out for out in operation.makes if out == operation.makes[0] or out in read])
+        for operation in operations
+    ]
     return 4 * max(
-        (sum(math.prod(shapes[buffer]) for buffer in alive) for _, alive in moments(steps, inputs, outputs)), default=0
+        (sum(math.prod(shapes[buffer]) for buffer in alive) for _, alive in moments(operations, inputs, outputs)),
+        default=0,
     )

@@ -9,8 +9,8 @@ still to be read later, what the operator reads and what it writes. The peak is 
 - An element-wise operator (`OVER` in `operators`: batch norm, relu and the like, an addition or a product) writes over
   an operand of its output's size that nobody reads later: eager modules and the exported graph then have the same peak.
 
-Both counters, of modules (`tally`) and of ONNX files (`export.onnx_memory`), say what runs as `Step`s; `moments` says
-what is alive when.
+Both counters, of modules (`reading.count`) and of ONNX files (`export.onnx_memory`), say what runs as `Operation`s;
+`moments` says what is alive when.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 Buffer = Any  # hashable: whatever a counter tells one piece of memory from another by
 
 
-class Step(NamedTuple):
+class Operation(NamedTuple):
     """One operator as memory sees it."""
 
     name: str  # where it stands, for people
@@ -31,21 +31,21 @@ class Step(NamedTuple):
 
 
 def moments(
-    steps: Sequence[Step], inputs: Collection[Buffer], outputs: Collection[Buffer]
+    operations: Sequence[Operation], inputs: Collection[Buffer], outputs: Collection[Buffer]
 ) -> Iterator[tuple[str, frozenset[Buffer]]]:
-    """For every step its name and the buffers that are alive while it runs.
+    """For every operation its name and the buffers that are alive while it runs.
 
     Of a buffer that takes another one's place only that other one is named: both have the same size.
     """
-    last = {buffer: at for at, step in enumerate(steps) for buffer in step.reads}
-    last |= dict.fromkeys(outputs, len(steps))
+    last = {buffer: at for at, operation in enumerate(operations) for buffer in operation.reads}
+    last |= dict.fromkeys(outputs, len(operations))
     alive = {buffer: buffer for buffer in inputs}  # -> the one whose place it has
-    for at, step in enumerate(steps):
-        dying = [buffer for buffer in step.over if buffer in alive and last[buffer] == at]
-        for number, made in enumerate(step.makes):
+    for at, operation in enumerate(operations):
+        dying = [buffer for buffer in operation.over if buffer in alive and last[buffer] == at]
+        for number, made in enumerate(operation.makes):
             alive[made] = alive[dying[0]] if dying and number == 0 else made
-        yield step.name, frozenset(alive.values())
+        yield operation.name, frozenset(alive.values())
         alive = {buffer: place for buffer, place in alive.items() if last.get(buffer, -1) > at}
 
 
-__all__ = ["Buffer", "Step", "moments"]
+__all__ = ["Buffer", "Operation", "moments"]

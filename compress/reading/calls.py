@@ -10,36 +10,20 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import UsageError, one_line
-from compress.reading import operators
-from compress.reading.count import WEIGHTED, thop_terms
+from compress.reading.count import WEIGHTED, macs, thop_terms
 from compress.reading.ghost import countable, ghost
 from compress.reading.inputs import Shape, blanks
+from compress.reading.through import through
+from compress.reading.trace import Recorder
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # and the rank of their inputs
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
-          nn.InstanceNorm3d)  # fmt: skip
-_ALONE = {  # modules that work on each channel by itself and hold no tensors
-    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-    nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.ZeroPad1d, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.Upsample,
-}  # fmt: skip
-_CALLS = {  # the same as functions and methods
-    "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
-    "hardtanh", "sigmoid", "tanh", "softplus", "dropout", "dropout1d", "dropout2d", "dropout3d", "contiguous", "clone",
-    "interpolate", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-}  # fmt: skip
 
 
 class _Tracer(fx.Tracer):
@@ -98,26 +82,14 @@ def _follow_training(evaluating: fx.Graph, training: fx.Graph) -> None:
 
 def _leaves(node: fx.Node) -> list[Any]:
     """Everything that a call is given, in order."""
-    found: list[Any] = []
-    fx.node.map_aggregate((node.args, node.kwargs), found.append)
-    return found
+    leaves: list[Any] = []
+    fx.node.map_aggregate((node.args, node.kwargs), leaves.append)
+    return leaves
 
 
 def _give(node: fx.Node, leaves: Iterator[Any]) -> None:
     """Call it with these instead."""
     node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda _: next(leaves))
-
-
-class _Macs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Multiply-accumulates of the operators that run."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (count := operators.MACS.get(str(func.overloadpacket))) is not None:
-            self.total += count(args, out)
-        return out
 
 
 class _Probe(fx.Interpreter):
@@ -129,17 +101,16 @@ class _Probe(fx.Interpreter):
         self.counts: dict[str, tuple[int, int]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        counter = _Macs()  # type: ignore[no-untyped-call]
-        with counter:
+        with Recorder([n.name]) as recorder:
             out = super().run_node(n)
-        thop = 0
+        total, thop = sum(macs(call) or 0 for call in recorder.calls), 0
         if isinstance(out, Tensor):
             self.shapes[n.name] = tuple(out.shape)
             if n.op == "call_module" and isinstance(x := self.fetch_args_kwargs_from_env(n)[0][0], Tensor):
                 module = self.fetch_attr(str(n.target))
-                thop = counter.total if type(module) in WEIGHTED else 0
+                thop = total if type(module) in WEIGHTED else 0
                 thop += sum(factor * tensor.numel() for factor, tensor in thop_terms(module, x, out))
-        self.counts[n.name] = (counter.total, thop)
+        self.counts[n.name] = (total, thop)
         return out
 
 
@@ -165,6 +136,8 @@ class Calls:
         self.layouts: dict[fx.Node, tuple[fx.Node, ...]] = {}  # the roots of its channels, in order
         self.fixed: dict[fx.Node, str] = {}  # roots that cannot go, and why
         self.used = Counter(id(tensor) for node in net.graph.nodes for tensor in self.tensors(node))
+        self._through: dict[fx.Node, Mapping[str, int] | None] = {}
+        self._tries: dict[Any, Mapping[str, int] | None] = {}
         self._called = Counter(id(self.module(node)) for node in net.graph.nodes if node.op == "call_module")
         for node in net.graph.nodes:
             self.layouts[node] = self._walk(node)
@@ -179,10 +152,8 @@ class Calls:
         """The parameters that a call reads."""
         if node.op == "call_module":
             return list(self.module(node).parameters())
-        found: Any = self.net
-        for name in str(node.target).split(".") if node.op == "get_attr" else ():
-            found = getattr(found, name)
-        return [found] if isinstance(found, nn.Parameter) else []
+        own = self._value(node)
+        return [own] if isinstance(own, nn.Parameter) else []
 
     def columns(self, node: fx.Node) -> list[tuple[fx.Node, int]]:
         """Whose channels a module works on one by one, and how many of each, in order; nothing for other calls."""
@@ -208,8 +179,8 @@ class Calls:
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
         if dim not in (1, 1 - self._rank) or not isinstance(tensors, list | tuple):
             return []
-        found = [each for each in tensors if isinstance(each, fx.Node)]
-        return found if len(found) == len(tensors) else []
+        lined_up = [each for each in tensors if isinstance(each, fx.Node)]
+        return lined_up if len(lined_up) == len(tensors) else []
 
     def pieces(self, node: fx.Node) -> Iterator[fx.Node]:
         """The elements of a concatenation, those of concatenations in it one by one; else the node itself."""
@@ -229,27 +200,62 @@ class Calls:
 
     def is_through(self, node: fx.Node) -> bool:
         """Whether a node works on each channel of its one input by itself and gives them back in the same order."""
+        axes = self._axes_through(node)
+        return axes is not None and (not axes or self._once(node))
+
+    def axes(self, node: fx.Node) -> Mapping[str, int]:
+        """The axis along which each tensor of a module holds what it has for each of the channels that it is given."""
+        return {"weight": 1} if self.is_reader(node) else self._axes_through(node) or {}
+
+    def _axes_through(self, node: fx.Node) -> Mapping[str, int] | None:
+        """What `through` says of a call; where its input's shape is not known, that may be a picture or a vector."""
+        if node not in self._through:
+            self._through[node] = None
+            if node.op in ("call_module", "call_function", "call_method") and len(given := self._read(node)) == 1:
+                ranks = (self._rank, 2) if self.shapes is None else (len(self.shapes.get(given[0].name, ())),)
+                tried = (self._tried(node, given[0], rank) for rank in ranks if rank >= 2)
+                self._through[node] = next((axes for axes in tried if axes is not None), None)
+        return self._through[node]
+
+    def _tried(self, node: fx.Node, source: fx.Node, rank: int) -> Mapping[str, int] | None:
+        """The same for an input of this rank, all else as in evaluation; equal calls are tried once."""
+        others = {each: self._value(each) for each in node.all_input_nodes if each is not source}
+        if any(isinstance(value, Tensor) for value in others.values()):
+            return None  # a tensor that no module has could not be narrowed
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: others.get(each, _Source))
+        call: nn.Module | Callable[[Tensor], Any]
+        key: Any
         if node.op == "call_module":
-            module = self.module(node)
-            if getattr(module, "return_indices", False):
-                return False
-            if isinstance(module, nn.PReLU):
-                return self._once(node) and module.weight.numel() > 1
-            if type(module) is nn.Flatten:
-                return [module.start_dim, module.end_dim] == [1, -1]
-            return type(module) in _ALONE or (type(module) in _NORMS and self._once(node))
-        if node.op not in ("call_function", "call_method") or not node.args or not isinstance(node.args[0], fx.Node):
-            return False
-        name, rest = _called(node), node.args[1:]
-        if name == "flatten":
-            return [*rest, *node.kwargs.values()] in ([1], [1, -1])
-        if name in ("view", "reshape"):
-            return len(rest) == 2 and isinstance(rest[1], int) and rest[1] == -1
-        if name == "mean":
-            dims = rest[0] if rest else node.kwargs.get("dim")
-            dims = list(dims) if isinstance(dims, list | tuple) else [dims]
-            return sorted(d % self._rank if isinstance(d, int) else -1 for d in dims) == list(range(2, self._rank))
-        return name in _CALLS and not node.kwargs.get("return_indices", False)
+            if args != (_Source,) or kwargs:
+                return None
+            call = module = self.module(node)
+            plain = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+            tensors = [(name, each.shape, each.dtype) for name, each in module.state_dict().items()]
+            key = type(module), repr(plain), repr(tensors), rank
+        else:
+            call, key = partial(_run, node, source, others), (node.op, node.target, repr((args, kwargs)), rank)
+        if key not in self._tries:
+            self._tries[key] = through(call, rank)
+        return self._tries[key]
+
+    def _read(self, node: fx.Node) -> list[fx.Node]:
+        """The activations that a call reads."""
+        return [each for each in node.all_input_nodes if each.op != "get_attr" and not self._is_batch(each)]
+
+    def _value(self, node: fx.Node) -> Any:
+        """What a call is given beside activations: a tensor of the network, whether it is training, or the batch."""
+        value: Any = self.net
+        if node.op != "get_attr":
+            return 1
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return False if isinstance(value, bool) else value
+
+    def _is_batch(self, node: fx.Node) -> bool:
+        """Whether a node is the number of images."""
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            return self.is_size(node.args[0]) and node.args[1:] == (0,)
+        return node.op == "call_method" and self.is_size(node)
 
     def is_size(self, node: fx.Node) -> bool:
         """Whether a node asks for nothing but the number of images."""
@@ -275,13 +281,13 @@ class Calls:
             layout = tuple(root for element in elements for root in self.layouts[element])
             if self._fits(node, layout) and all(self.run(element) == 1 for element in elements):
                 return layout
+        elif self.is_reader(node) or self.is_size(node):
+            return (node,)
         elif self.is_through(node):
-            first = inputs[0]
+            (first,) = self._read(node)
             layout = self.layouts[first]
             if self._fits(node, layout) and not any(self.tangled(each) for each in (first, node)):
                 return layout
-        elif self.is_reader(node) or self.is_size(node):
-            return (node,)
         for each in inputs:
             for root in self.layouts[each]:
                 what = "the model's output" if node.op == "output" else self.call(node)
@@ -341,6 +347,17 @@ class Calls:
         if node.op in ("call_module", "placeholder", "output") or not node.all_input_nodes:
             return str(node.target)
         return f"{self.call(node.all_input_nodes[0])}:{_called(node)}"
+
+
+class _Source:
+    """Stands for what a call reads, where calls are compared."""
+
+
+def _run(node: fx.Node, source: fx.Node, others: Mapping[fx.Node, Any], x: Tensor) -> Any:
+    """A call of a function or method on another input."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: x if each is source else others[each])
+    called: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+    return called(*(args[1:] if node.op == "call_method" else args), **kwargs)
 
 
 def _called(node: fx.Node) -> str:

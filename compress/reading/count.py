@@ -18,31 +18,19 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from compress.budget.memory import Buffer, Step, moments
+from compress.budget.memory import Buffer, Operation, moments
 from compress.budget.price import Ints, Moment, Price, Term
 from compress.errors import UsageError
 from compress.reading import operators
 from compress.reading.flow import Axis
 from compress.reading.ghost import flat
+from compress.reading.operators import NEW, OVER, Operator
 from compress.reading.trace import Call, Trace
 
 # Bytes of model.onnx beside its numbers: upper bounds of what was measured on files that torch 2.15 exported.
 FILE_BYTES = 2048  # header, input, output, seal, and about 1 kB of metadata
 CLASS_BYTES = 24  # the name of one class, in the metadata
 TENSOR_BYTES = 24  # one stored tensor beside its name and numbers (measured: up to 18)
-NODE_BYTES = {  # one operator with its small constants, without the names of its tensors
-    **dict.fromkeys(("aten.relu", "aten.relu_", "aten.add", "aten.add_", "aten.mul", "aten.sigmoid"), 56),
-    **dict.fromkeys(("aten.hardtanh", "aten.hardtanh_"), 128),
-    **dict.fromkeys(operators.POOLS, 208),
-    **dict.fromkeys(operators.NORMS, 152),
-    **dict.fromkeys(operators.MEANS, 144),
-    **dict.fromkeys(operators.MOVES, 176),
-    "aten.constant_pad_nd": 176,
-    "aten.convolution": 184,
-    "aten.addmm": 128,
-    "aten.cat": 64,
-}
-OTHER_BYTES = 400  # any other operator, which may become several nodes
 INPUT_BYTES = 14  # the name of one activation more in a concatenation
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
@@ -91,8 +79,8 @@ class Tally:
     def _affine(self, units: Ints) -> tuple[dict[str, int], int]:
         """How often each space stands on an axis, and how many indices belong to none."""
         times = np.bincount(self._number[units], minlength=len(self.widths) + 1).tolist()
-        found = zip(self.widths.items(), times[1:], strict=True)
-        return {name: -(-count // width) for (name, width), count in found if count}, times[0]
+        counts = zip(self.widths.items(), times[1:], strict=True)
+        return {name: -(-count // width) for (name, width), count in counts if count}, times[0]
 
     @cached_property
     def _number(self) -> Ints:
@@ -125,9 +113,8 @@ class Tally:
 
     def _macs(self) -> Iterable[Piece]:
         for call in self.traced.calls:
-            if call.op in operators.MACS:
-                name = self.weights.get(id(call.out))
-                yield from self._product(1, operators.MACS[call.op](call.args, call.out), name)
+            if (total := macs(call)) is not None:
+                yield from self._product(1, total, self.weights.get(id(call.out)))
 
     def _thop(self) -> Iterable[Piece]:
         often = paths(self.traced.model)
@@ -149,14 +136,16 @@ class Tally:
 
     def _moments(self) -> Iterable[Moment]:
         """The bytes alive while each operator runs; a buffer is a storage, so that views cost nothing."""
-        steps, inputs, tensors = _steps(self.traced)
+        operations, inputs, tensors = _operations(self.traced)
         sizes = {buffer: self._bytes_of(tensor) for buffer, tensor in tensors.items()}
         for call in reversed(self.traced.calls):  # zeros that are padded on belong to no channel, what they meet does
-            for tensor in call.tensors if call.op in operators.OVER else ():
+            for tensor in call.tensors if _row(call).place == OVER else ():
                 out = next(flat(call.out))
                 if _storage(tensor) in sizes and tensors[_storage(tensor)].shape == out.shape:
                     sizes[_storage(tensor)] = sizes[_storage(out)]
-        for where, alive in moments(steps, inputs, {_storage(tensor) for tensor in self.traced.outputs} & sizes.keys()):
+        for where, alive in moments(
+            operations, inputs, {_storage(tensor) for tensor in self.traced.outputs} & sizes.keys()
+        ):
             left: Counter[str] = Counter()
             for buffer in alive:
                 left.update(sizes[buffer][0])
@@ -188,13 +177,14 @@ class Tally:
         stored: set[str] = set()
         rest = FILE_BYTES + CLASS_BYTES * max(self.traced.outputs[0].shape[1:2], default=1)
         for call in self.traced.calls:
-            if call.op in operators.MAKERS:
-                rest += sum(tensor.numel() * _width(tensor) for tensor in flat(call.out))
+            row = _row(call)
+            if row.ids == "maker":
+                rest += sum(tensor.numel() * _number_bytes(tensor) for tensor in flat(call.out))
                 continue
             lacking = 0  # vectors that the exporter adds: the bias that a folded norm leaves, weight and bias of others
             if id(call) in folded:
                 lacking = int(len(folded[id(call)].tensors) == 2)
-            elif call.op in operators.NORMS:
+            elif row.ids == "batch_norm":
                 lacking = sum(tensor is None for tensor in call.args[1:3])
             if lacking and (like := names.get(id(call.args[3]))) is not None:
                 rest += lacking * (TENSOR_BYTES + 2 * len(like))
@@ -210,11 +200,11 @@ class Tally:
                 size, left, right = self._sized(like, self._tensors[like])  # a weight alone: stored as it comes out
                 yield Piece((0, 0, 0, 4 * size * max(copies - 1, 0)), left, right)
             else:
-                rest += NODE_BYTES.get(call.op, OTHER_BYTES)
+                rest += row.bytes
         for name in sorted(stored):
             rest += TENSOR_BYTES + len(name)
             size, left, right = self._sized(name, self._tensors[name])
-            yield Piece((0, 0, 0, size * _width(self._tensors[name])), left, right)
+            yield Piece((0, 0, 0, size * _number_bytes(self._tensors[name])), left, right)
         yield Piece((0, 0, 0, rest), ONE, ONE)
 
 
@@ -223,7 +213,7 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _steps(traced: Trace) -> tuple[list[Step], set[Buffer], dict[Buffer, Tensor]]:
+def _operations(traced: Trace) -> tuple[list[Operation], set[Buffer], dict[Buffer, Tensor]]:
     """The operators that read activations, the storage of the model's input, and for every storage what began it.
 
     What is computed from weights alone is no activation. Operators that are several in an ONNX file (silu, gelu) need
@@ -236,7 +226,7 @@ def _steps(traced: Trace) -> tuple[list[Step], set[Buffer], dict[Buffer, Tensor]
         _storage(t): t for t in read if t.is_meta and _storage(t) not in held and _storage(t) not in made
     }
     inputs, wanted = set(tensors), {_storage(tensor) for tensor in (*read, *traced.outputs)}
-    steps: list[Step] = []
+    operations: list[Operation] = []
     for call in traced.calls:
         reads, outs = {_storage(t) for t in call.tensors} & tensors.keys(), list(flat(call.out))
         if not reads or not outs:
@@ -246,32 +236,33 @@ def _steps(traced: Trace) -> tuple[list[Step], set[Buffer], dict[Buffer, Tensor]
             if _storage(out) not in tensors and (out is outs[0] or _storage(out) in wanted):
                 tensors[_storage(out)] = out
                 makes.append(_storage(out))
-        over = [key for key in reads if call.op in operators.OVER and tensors[key].numel() == outs[0].numel()]
-        if call.op in operators.UNARY - operators.OVER and not makes:
+        row = _row(call)
+        over = [key for key in reads if row.place == OVER and tensors[key].numel() == outs[0].numel()]
+        if row.ids == "same" and row.place == NEW and not makes:
             makes.append(("beside", _storage(outs[0])))
             tensors[makes[0]] = outs[0]
-        steps.append(Step(call.module or "forward()", reads, makes, over))
-    return steps, inputs, tensors
+        operations.append(Operation(call.module or "forward()", reads, makes, over))
+    return operations, inputs, tensors
 
 
-def _width(tensor: Tensor) -> int:
+def _number_bytes(tensor: Tensor) -> int:
     """Bytes of one number in the file, which is written in float32 whatever the model is trained in."""
     return 4 if tensor.is_floating_point() else tensor.element_size()
 
 
 def _folded(traced: Trace) -> dict[int, Call]:
     """id of a batch-norm call -> the layer before it that takes it in, if nothing else reads either's tensors."""
-    makers = {id(call.out): call for call in traced.calls if call.op in ("aten.convolution", "aten.addmm", "aten.mm")}
+    makers = {id(call.out): call for call in traced.calls if _row(call).ids in ("convolution", "linear")}
     turned = {id(call.out): call.args[0] for call in traced.calls if call.op == "aten.t"}
     readers = Counter(id(tensor) for call in traced.calls for tensor in call.tensors)
-    found = {}
+    taken: dict[int, Call] = {}
     for call in traced.calls:
-        maker = makers.get(id(call.args[0])) if call.op in operators.NORMS else None
+        maker = makers.get(id(call.args[0])) if _row(call).ids == "batch_norm" else None
         if maker is not None and readers[id(call.args[0])] == 1:
             parts = [turned.get(id(tensor), tensor) for tensor in maker.tensors]
             if all(readers[id(part)] == 1 for part in parts if id(part) in traced.names):
-                found[id(call)] = maker
-    return found
+                taken[id(call)] = maker
+    return taken
 
 
 def thop_terms(module: nn.Module, x: Tensor, out: Tensor) -> list[tuple[int, Tensor]]:
@@ -295,16 +286,15 @@ def thop_terms(module: nn.Module, x: Tensor, out: Tensor) -> list[tuple[int, Ten
 
 def paths(model: nn.Module) -> Counter[int]:
     """By how many paths of children each module is reached, by its id."""
-    found = Counter([id(model)])
+    often = Counter([id(model)])
     for child in model.children():
-        found.update(paths(child))
-    return found
+        often.update(paths(child))
+    return often
 
 
 def refuse_unknown(traced: Trace) -> None:
     """Raise UsageError naming every operator that can neither be counted nor is known to cost nothing."""
-    known = operators.FREE | operators.MACS.keys()
-    unknown = {call.op: call.module for call in traced.calls if call.op not in known}
+    unknown = {call.op: call.module for call in traced.calls if operators.row(call.op) is None}
     unknown |= {type(v.module).__name__: v.name for v in traced.visits if isinstance(v.module, RECURRENT)}
     if unknown:
         listed = ", ".join(f"{op} (in {where or 'forward()'})" for op, where in sorted(unknown.items()))
@@ -313,6 +303,12 @@ def refuse_unknown(traced: Trace) -> None:
         )
 
 
-def layers(traced: Trace) -> list[tuple[str, int]]:
-    """(module, MACs) of every operator that multiplies, in the order of the forward pass."""
-    return [(c.module, operators.MACS[c.op](c.args, c.out)) for c in traced.calls if c.op in operators.MACS]
+def macs(call: Call) -> int | None:
+    """The multiply-accumulates of an operator as it ran; None where it does not multiply."""
+    count = _row(call).macs
+    return None if count is None else count(call.args, call.out)
+
+
+def _row(call: Call) -> Operator:
+    """What is known of an operator; of one without a row that it may do anything."""
+    return operators.row(call.op) or Operator()

@@ -6,6 +6,7 @@ is no rule: every channel that the operator touches is frozen, with a reason.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,22 +15,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from compress.reading import rules
+from compress.reading import ids as channels
+from compress.reading import operators, rules
 from compress.reading.ghost import flat
-from compress.reading.operators import COPIES, MACS, MOVES, TURNS, VIEWS
-from compress.reading.rules import Ref, UnknownError
+from compress.reading.ids import ABSENT, FIXED, Ref, UnknownError
 from compress.reading.trace import Call, Trace
 
 Ints = npt.NDArray[np.int64]
 Axis = tuple[str, int]  # a tensor's name and one of its dimensions
 
-_ONES = VIEWS | {"aten.unsqueeze", "aten.squeeze"}  # may add or drop axes of length 1
+_MOVES = ("copy", "view", "squeeze", "turn", "expand", "repeat", "split", "move")  # rules of what only moves data
 
 
 class Flow:
-    """The state of one reading: ids of every tensor, ties between them, and who is frozen."""
+    """The state of one reading: ids of every tensor, ties between them, and who is frozen.
 
-    def __init__(self, traced: Trace) -> None:
+    `inputs` [N, C, ...] are what the pass began with, where their channels are to be told apart too.
+    """
+
+    def __init__(self, traced: Trace, inputs: Sequence[Tensor] = ()) -> None:
         self.traced = traced
         self.slots: dict[Axis, Tensor] = {}  # ids [n] along axes of parameters and buffers
         self.roles: dict[Axis, str] = {}
@@ -37,15 +41,17 @@ class Flow:
         self.notes = list(traced.notes)
         self._labels: dict[int, Tensor] = {}  # id of an activation -> its ids
         self._refs: dict[int, Ref] = {}  # id of a view of a parameter -> the parameter
-        self._parent: list[int] = [rules.FIXED, rules.ABSENT]
+        self._parent: list[int] = [FIXED, ABSENT]
         self._why: dict[int, str] = {}
         self._opaque: dict[str, str] = {}  # parameters that something unknown is done with
         tensors = dict([*traced.model.named_parameters(), *traced.model.named_buffers()])
-        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self._sizes = {name: tensor.shape for name, tensor in tensors.items()}
         saved = traced.model.state_dict().keys()  # a buffer that no file holds could not be given its width back
         self._names = {key: name for key, name in traced.names.items() if name in saved}
         self._call: Call | None = None
         self._slotted: set[str] = set()
+        for given in inputs:
+            self._labels[id(given)] = channels.along(self._start(given.shape[1]), 1, given.shape)
         for call in (*traced.calls, *traced.lessons):
             self._run(call)
         self._call = None
@@ -60,10 +66,15 @@ class Flow:
     @cached_property
     def frozen(self) -> dict[int, str]:
         """Why a unit cannot change its number, for those that cannot."""
-        found: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         for unit, why in self._why.items():
-            found.setdefault(int(self._root[unit]), why)
-        return found
+            reasons.setdefault(int(self._root[unit]), why)
+        return reasons
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing but a rule that knows what it does touched any parameter."""
+        return not self._opaque
 
     @property
     def top(self) -> int:
@@ -72,13 +83,13 @@ class Flow:
 
     def units(self, ids: Tensor) -> Ints:
         """Units [n] of ids of n elements: one number for all ids that are tied, 0 for what belongs to no channel."""
-        found: Ints = self._root[ids.reshape(-1).numpy()]
-        return found
+        numbers: Ints = self._root[ids.reshape(-1).numpy()]
+        return numbers
 
     def holds(self, tensor: Tensor) -> tuple[Ints, int]:
         """The units in an activation, and how many elements each of the listed ones stands for."""
         ids = self.ids(tensor)
-        few = rules.small(ids)
+        few = channels.small(ids)
         return self.units(few), ids.numel() // max(few.numel(), 1)
 
     @cached_property
@@ -86,15 +97,15 @@ class Flow:
         root = np.array(self._parent, dtype=np.int64)
         while bool((root[root] != root).any()):
             root = root[root]
-        root[rules.ABSENT] = rules.FIXED
+        root[ABSENT] = FIXED
         return root
 
     # what rules may do (rules.Channels)
 
     def ids(self, tensor: Tensor) -> Tensor:
         """The ids of an activation, of the same shape."""
-        found = self._labels.get(id(tensor))
-        return rules.fixed(tensor.shape) if found is None else found
+        label = self._labels.get(id(tensor))
+        return channels.fixed(tensor.shape) if label is None else label
 
     def ref(self, value: Any) -> Ref | None:
         """The parameter that the value is, or is a plain view of."""
@@ -115,9 +126,7 @@ class Flow:
     def new(self, name: str, dim: int) -> Tensor:
         """Ids [n] of the channels that axis `dim` of this parameter starts (the same at a second use)."""
         if (name, dim) not in self.slots:
-            start = len(self._parent)
-            self._parent.extend(range(start, start + self._shapes[name][dim]))
-            self.slot(name, dim, torch.arange(start, len(self._parent)), "out")
+            self.slot(name, dim, self._start(self._sizes[name][dim]), "out")
         self.slot(name, dim, self.slots[name, dim], "out")
         return self.slots[name, dim]
 
@@ -127,16 +136,16 @@ class Flow:
             if a.size(d) > 1 and a.stride(d) == 0 and b.stride(d) == 0:
                 a, b = a.narrow(d, 0, 1), b.narrow(d, 0, 1)
         for one, other in torch.unique(torch.stack([a.reshape(-1), b.reshape(-1)], 1), dim=0).tolist():
-            if one > rules.ABSENT and other > rules.ABSENT:
+            if one > ABSENT and other > ABSENT:
                 self._join(one, other)
-            elif rules.FIXED in (one, other) and max(one, other) > rules.ABSENT:
-                self._why.setdefault(max(one, other), self._said("it meets a tensor of fixed size"))
+            elif FIXED in (one, other) and max(one, other) > ABSENT:
+                self._why.setdefault(max(one, other), self._reason("it meets a tensor of fixed size"))
 
     def freeze(self, ids: Tensor, why: str) -> None:
         """These channels keep their number."""
-        for unit in torch.unique(rules.small(ids)).tolist():
-            if unit > rules.ABSENT:
-                self._why.setdefault(unit, self._said(why))
+        for unit in torch.unique(channels.small(ids)).tolist():
+            if unit > ABSENT:
+                self._why.setdefault(unit, self._reason(why))
 
     def multiplies(self, name: str) -> None:
         """The operator at hand multiplies with this parameter, so its MACs follow the parameter's size."""
@@ -151,7 +160,8 @@ class Flow:
         self._call, self._slotted = call, set()
         outs = list(flat(call.out))
         try:
-            rule = rules.IDS.get(call.op)
+            row = operators.row(call.op)
+            rule = rules.RULES[row.ids] if row is not None and row.ids else None
             labels = [] if rule is None else list(flat(rule(self, call)))
             if rule is None or any(label.shape != out.shape for label, out in zip(labels, outs, strict=False)):
                 raise UnknownError("")
@@ -168,33 +178,36 @@ class Flow:
     def _give_up(self, call: Call, why: str) -> None:
         """No rule, or none for this form: every channel that this operator touches is frozen."""
         what = f"{_where(call)} is not understood" + (f": {why}" if why else "")
-        touched = call.op in MACS
+        row = operators.row(call.op)
+        touched = row is not None and row.macs is not None
         for tensor in call.tensors:
             if (ref := self.ref(tensor)) is not None:
                 self._opaque.setdefault(ref[0], what)
-            elif rules.held(ids := self.ids(tensor)):
+            elif channels.held(ids := self.ids(tensor)):
                 touched = True
-                for unit in torch.unique(rules.small(ids)).tolist():
+                for unit in torch.unique(channels.small(ids)).tolist():
                     self._why.setdefault(unit, what)
         if touched and what not in self.notes:
             self.notes.append(what)
 
     def _passes_parameter(self, call: Call) -> bool:
         """Views of parameters (a transposed weight) are followed back to the parameter."""
-        ref = self.ref(call.args[0]) if call.args else None
-        if ref is None or call.op not in MOVES | COPIES:
+        ref, row = self.ref(call.args[0]) if call.args else None, operators.row(call.op)
+        if ref is None or row is None or row.ids not in _MOVES:
             return False
         name, axes = ref
         tensor, moved = call.args[0], None
-        if call.op in COPIES:
+        if row.ids == "copy" or (row.ids == "repeat" and call.out.shape == tensor.shape):
             moved = axes
-        elif call.op in TURNS:
+        elif row.ids == "turn":
             order = call.func(torch.empty(*range(2, tensor.dim() + 2), device="meta"), *call.args[1:])
             moved = tuple(axes[size - 2] for size in order.shape)  # every axis is known by its length
-        elif call.op in _ONES and [s for s in tensor.shape if s != 1] == [s for s in call.out.shape if s != 1]:
+        elif row.ids in ("view", "squeeze") and [s for s in tensor.shape if s != 1] == [
+            s for s in call.out.shape if s != 1
+        ]:
             longer = iter([axis for axis, size in zip(axes, tensor.shape, strict=True) if size != 1])
             moved = tuple(next(longer) if size != 1 else None for size in call.out.shape)
-        elif call.op == "aten.expand":
+        elif row.ids == "expand":
             lead = call.out.dim() - tensor.dim()
             sizes = enumerate(call.out.shape[lead:])
             moved = (*[None] * lead, *[axes[d] if tensor.size(d) == size else None for d, size in sizes])
@@ -205,8 +218,14 @@ class Flow:
             self._opaque.setdefault(name, f"{_where(call)} cuts {name}")
         return True
 
-    def _said(self, why: str) -> str:
+    def _reason(self, why: str) -> str:
         return why if self._call is None else f"{why} ({_where(self._call)})"
+
+    def _start(self, count: int) -> Tensor:
+        """Ids [count] of new channels."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return torch.arange(first, first + count)
 
     def _join(self, one: int, other: int) -> None:
         a, b = self._find(one), self._find(other)

@@ -195,7 +195,7 @@ def _spaces(
     for (home, why), members in groups.items():
         makers = tuple(axis for axis, _ in home if roles[axis] == "out")
         readers = tuple(axis for axis, _ in home if roles[axis] == "in")
-        name = _name(makers[0][0] if makers else home[0][0], spaces)
+        name = _free_name(makers[0][0] if makers else home[0][0], spaces)
         why = hold.get(name) or why or (None if makers else "no layer makes it")
         spaces[name] = Space(name, tuple(members), makers, readers, why)
     if unknown := sorted(set(hold) - set(spaces)):
@@ -217,16 +217,16 @@ def _blocks(units: Mapping[Axis, Ints], spaces: dict[str, Space]) -> dict[Axis, 
         present, starts = np.unique(number[vec][sorting], return_index=True)
         for k, positions in zip(present.tolist(), np.split(position[vec][sorting], starts[1:]), strict=True):
             if k and (space := order[k - 1]).frozen is None:
-                if (found := _runs(positions, space.width)) is not None:
-                    runs[axis][space.name] = found
+                if (run := _runs(positions, space.width)) is not None:
+                    runs[axis][space.name] = run
                 else:
                     why = f"where another channel would stand in {axis[0]} is not known"
                     spaces[space.name] = order[k - 1] = replace(space, frozen=why)
     free = {name for name, space in spaces.items() if space.frozen is None}
-    return {axis: {name: run for name, run in found.items() if name in free} for axis, found in runs.items()}
+    return {axis: {name: run for name, run in own.items() if name in free} for axis, own in runs.items()}
 
 
-def _name(maker: str, taken: Iterable[str]) -> str:
+def _free_name(maker: str, taken: Iterable[str]) -> str:
     """A free name for what this tensor makes: the module's, or the tensor's own where it is no module's weight."""
     path, _, leaf = maker.rpartition(".")
     base = path if path and leaf == "weight" else maker

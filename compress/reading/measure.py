@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compress.budget.limits import Cost
 from compress.errors import ArtifactError, UsageError, one_line
-from compress.reading.count import Tally, layers, paths, refuse_unknown
+from compress.reading.count import Tally, macs, paths, refuse_unknown
 from compress.reading.ghost import countable, ghost
 from compress.reading.inputs import Shape, blanks
 from compress.reading.trace import Trace, trace
@@ -47,25 +47,26 @@ def measure(model: nn.Module, shape: Shape) -> Cost:
         raise ArtifactError(
             f"torch counts {theirs.flops} floating-point operations and we {ours.macs} MACs, which is not half"
         )
-    macs, often = _per_module(traced), paths(traced.model)
+    counts, often = _per_module(traced), paths(traced.model)
     for name, module in traced.model.named_modules():
-        once = type(module) in EQUAL and often[id(module)] == 1 and name in macs
-        if once and macs[name] != theirs.layers[name]:
-            raise ArtifactError(f"thop counts {theirs.layers[name]} for {name} and we {macs[name]} MACs")
+        once = type(module) in EQUAL and often[id(module)] == 1 and name in counts
+        if once and counts[name] != theirs.layers[name]:
+            raise ArtifactError(f"thop counts {theirs.layers[name]} for {name} and we {counts[name]} MACs")
     return replace(ours, thop=theirs.thop)
 
 
 def unseen(model: nn.Module, shape: Shape) -> list[str]:
     """Where thop counts other MACs than we: functional, subclassed, transposed or shared layers, for the report."""
     ours, theirs = _per_module(trace(model, shape)), _ask(model, shape).layers
-    rows = [(name, macs, theirs.get(name, 0)) for name, macs in ours.items()]
-    return [f"{name or 'forward()'}: {macs} MACs, thop {other}" for name, macs, other in rows if macs != other]
+    rows = [(name, count, theirs.get(name, 0)) for name, count in ours.items()]
+    return [f"{name or 'forward()'}: {count} MACs, thop {other}" for name, count, other in rows if count != other]
 
 
 def _per_module(traced: Trace) -> dict[str, int]:
     totals: dict[str, int] = {}
-    for name, macs in layers(traced):
-        totals[name] = totals.get(name, 0) + macs
+    for call in traced.calls:
+        if (count := macs(call)) is not None:
+            totals[call.module] = totals.get(call.module, 0) + count
     return totals
 
 

@@ -1,79 +1,289 @@
-"""The operators of a forward pass by what they do, and what each costs.
+"""What is known of every operator: one row says all of it, and whoever reads, counts, cuts or verifies asks here.
 
-One multiply-accumulate is 1. Convolutions and matrix products are counted; the operators in `FREE` cost nothing by the
-field's convention (element-wise work, normalisation, pooling, moving data); anything else is refused by name.
+A row in `TORCH` says how channel ids pass through an operator of torch (by a rule of `rules.py`), where its output is
+kept, the bytes of its node in model.onnx, which operators of ONNX it is exported as, and how many multiply-accumulates
+it takes. From that follow the reading of a network (`flow`), its price (`count`), what LWP may cut around
+(`calls`, `through`), and the two counters of ONNX files (`export.onnx_count`, `export.onnx_memory`).
+
+`ONNX` holds what other exporters write, what multiplies, and what several operators of torch that differ come out as.
+Convolutions and matrix products are counted; all other rows cost nothing by the field's convention (element-wise work,
+normalisation, pooling, moving data); an operator without a row is refused by name. Neither torch nor onnx is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import prod
-from typing import Any
+from typing import NamedTuple
 
-from torch import Tensor
+from compress.reading import formulas
 
-
-def _convolution(args: Sequence[Any], out: Tensor) -> int:
-    x, weight, transposed = args[0], args[1], args[6]
-    return int(weight.numel() * prod((x if transposed else out).shape[2:]) * x.shape[0])
+NEW = "new"  # its output needs room of its own
+OVER = "over"  # element by element, and one operator in an ONNX file too: its output may take an operand's place
+VIEW = "view"  # its output is its operand, looked at in another way
+NONE = "none"  # what it tells is known once the shapes are: no activation
 
 
-def _product(a: int, b: int) -> Callable[[Sequence[Any], Tensor], int]:
-    return lambda args, out: int(args[a].numel() * args[b].shape[-1])
+class Operator(NamedTuple):
+    """One row; what is left out is so for most operators."""
+
+    ids: str = ""  # the rule by which channel ids pass; without one the channels that it touches stay as they are
+    place: str = NEW  # where its output is kept
+    bytes: int = 400  # of its node with small constants, without the names of its tensors; it may become several nodes
+    onnx: str = ""  # what it is exported as
+    macs: formulas.Formula | None = None  # of its arguments and output, or of an ONNX node and shapes; None: nothing
 
 
-MACS: dict[str, Callable[[Sequence[Any], Tensor], int]] = {
-    "aten.convolution": _convolution,
-    "aten.mm": _product(0, 1),
-    "aten.bmm": _product(0, 1),
-    "aten.addmm": _product(1, 2),
-    "aten.baddbmm": _product(1, 2),
+def row(op: str) -> Operator | None:
+    """What is known of an operator of torch: what goes element by element does the same in place, `relu_` as `relu`."""
+    if op in TORCH or not op.endswith("_"):
+        return TORCH.get(op)
+    twin = TORCH.get(op[:-1])
+    return twin if twin is not None and twin.ids in ("same", "copy", "pointwise") else None
+
+
+def onnx() -> dict[str, Operator]:
+    """What is known of the operators of ONNX, by name: those of `ONNX`, and those that rows of torch come out as.
+
+    Where an operator of torch is one node in the file, that node is kept where its output is.
+    """
+    rows: dict[str, Operator] = {}
+    for known in TORCH.values():
+        names = known.onnx.split() if known.macs is None else []
+        for name in names:
+            if len(names) == 1:
+                rows[name] = known
+            else:
+                rows.setdefault(name, Operator())
+    return rows | ONNX
+
+
+TORCH: dict[str, Operator] = {
+    # multiplied
+    "aten.convolution": Operator("convolution", NEW, 184, "Conv ConvTranspose", formulas.convolution),
+    "aten.addmm": Operator("linear", NEW, 128, "Gemm", formulas.product(1, 2)),
+    "aten.mm": Operator("linear", onnx="MatMul", macs=formulas.product(0, 1)),
+    "aten.bmm": Operator(onnx="MatMul", macs=formulas.product(0, 1)),
+    "aten.baddbmm": Operator(onnx="MatMul", macs=formulas.product(1, 2)),
+    # element by element, on one tensor
+    "aten.relu": Operator("same", OVER, 56, "Relu"),
+    "aten.silu": Operator("same", onnx="Sigmoid Mul"),
+    "aten.gelu": Operator("same", onnx="Gelu"),
+    "aten.sigmoid": Operator("same", OVER, 56, "Sigmoid"),
+    "aten.sigmoid_": Operator("same", OVER, onnx="Sigmoid"),  # priced with more room than it takes, as mul_ is
+    "aten.tanh": Operator("same", OVER, onnx="Tanh"),
+    "aten.hardtanh": Operator("same", OVER, 128, "Clip"),
+    "aten.hardswish": Operator("same", OVER, onnx="HardSwish"),
+    "aten.hardsigmoid": Operator("same", OVER, onnx="HardSigmoid"),
+    "aten.leaky_relu": Operator("same", OVER, onnx="LeakyRelu"),
+    "aten.elu": Operator("same", OVER, onnx="Elu"),
+    "aten.celu": Operator("same", OVER, onnx="Celu"),
+    "aten.mish": Operator("same", onnx="Mish"),
+    "aten.softplus": Operator("same", onnx="Greater Softplus Where"),
+    "aten.threshold": Operator("same", onnx="LessOrEqual Where"),
+    "aten.softshrink": Operator("same", onnx="Abs Greater Sign Mul Sub Where"),
+    "aten.hardshrink": Operator("same", onnx="Abs LessOrEqual Where"),
+    "aten.log_sigmoid_forward": Operator("same", onnx="Sigmoid Log"),
+    "aten.exp": Operator("same", OVER, onnx="Exp"),
+    "aten.expm1": Operator("same", onnx="Exp Sub"),
+    "aten.log": Operator("same", OVER, onnx="Log"),
+    "aten.log1p": Operator("same", onnx="Add Log"),
+    "aten.sqrt": Operator("same", OVER, onnx="Sqrt"),
+    "aten.rsqrt": Operator("same", onnx="Sqrt Reciprocal"),
+    "aten.square": Operator("same", OVER, onnx="Pow"),
+    "aten.reciprocal": Operator("same", OVER, onnx="Reciprocal"),
+    "aten.neg": Operator("same", OVER, onnx="Neg"),
+    "aten.abs": Operator("same", OVER, onnx="Abs"),
+    "aten.sign": Operator("same", onnx="Sign"),
+    "aten.erf": Operator("same", OVER, onnx="Erf"),
+    "aten.sin": Operator("same", OVER, onnx="Sin"),
+    "aten.cos": Operator("same", OVER, onnx="Cos"),
+    "aten.round": Operator("same", OVER, onnx="Round"),
+    "aten.floor": Operator("same", OVER, onnx="Floor"),
+    "aten.ceil": Operator("same", OVER, onnx="Ceil"),
+    "aten.bitwise_not": Operator("same", onnx="Not"),
+    "aten.logical_not": Operator("same", onnx="Not"),
+    "aten.isnan": Operator("same", onnx="IsNaN"),
+    # ... or a tensor of its shape, with its numbers, or others
+    "aten.contiguous": Operator("same", OVER, onnx="Identity"),
+    "aten.lift_fresh": Operator("same", VIEW),
+    "aten.fill": Operator("same", onnx="Shape Expand"),
+    "aten.zero_": Operator("same"),
+    "aten.empty_like": Operator("same"),
+    "aten.zeros_like": Operator("same", onnx="Shape Expand"),
+    "aten.ones_like": Operator("same", onnx="Shape Expand"),
+    "aten.full_like": Operator("same", onnx="Shape Expand"),
+    "aten.native_dropout": Operator("same"),
+    "aten.clone": Operator("copy", OVER, onnx="Identity"),
+    "aten._to_copy": Operator("copy", OVER, onnx="Cast"),
+    "aten.detach": Operator("copy", VIEW, onnx="Identity"),
+    "aten.alias": Operator("copy", VIEW, onnx="Identity"),
+    # element by element, on several tensors
+    "aten.add": Operator("pointwise", OVER, 56, "Add"),
+    "aten.sub": Operator("pointwise", OVER, onnx="Sub"),
+    "aten.rsub": Operator("pointwise", OVER, onnx="Sub"),
+    "aten.mul": Operator("pointwise", OVER, 56, "Mul"),
+    "aten.mul_": Operator("pointwise", OVER, onnx="Mul"),
+    "aten.div": Operator("pointwise", OVER, onnx="Div"),
+    "aten.pow": Operator("pointwise", OVER, onnx="Pow"),
+    "aten.clamp": Operator("pointwise", OVER, onnx="Clip"),
+    "aten.clamp_min": Operator("pointwise", OVER, onnx="Clip"),
+    "aten.clamp_max": Operator("pointwise", OVER, onnx="Clip"),
+    "aten.maximum": Operator("pointwise", OVER, onnx="Max"),
+    "aten.minimum": Operator("pointwise", OVER, onnx="Min"),
+    "aten._prelu_kernel": Operator("pointwise", OVER, onnx="PRelu"),
+    "aten.where": Operator("pointwise", onnx="Where"),
+    "aten.addcmul": Operator("pointwise", onnx="Mul Add"),
+    "aten.lerp": Operator("pointwise", onnx="Sub Mul Add Where"),
+    "aten.copy_": Operator("pointwise"),
+    "aten.masked_fill": Operator("pointwise", onnx="Where"),
+    "aten.remainder": Operator("pointwise", onnx="Div Floor Mul Sub"),
+    "aten.eq": Operator("pointwise", onnx="Equal"),
+    "aten.ne": Operator("pointwise", onnx="Equal Not"),
+    "aten.lt": Operator("pointwise", onnx="Less"),
+    "aten.le": Operator("pointwise", onnx="LessOrEqual"),
+    "aten.gt": Operator("pointwise", onnx="Greater"),
+    "aten.ge": Operator("pointwise", onnx="GreaterOrEqual"),
+    "aten.logical_and": Operator("pointwise", onnx="And"),
+    "aten.logical_or": Operator("pointwise", onnx="Or"),
+    "aten.bitwise_and": Operator("pointwise", onnx="And"),
+    "aten.bitwise_or": Operator("pointwise", onnx="Or"),
+    # normalisation
+    "aten.native_batch_norm": Operator("batch_norm", OVER, 152, "BatchNormalization"),
+    "aten._native_batch_norm_legit": Operator("batch_norm", OVER, 152, "BatchNormalization"),
+    "aten._native_batch_norm_legit_no_training": Operator("batch_norm", OVER, 152, "BatchNormalization"),
+    "aten.native_group_norm": Operator("group_norm", onnx="Reshape InstanceNormalization Mul Add"),
+    "aten.native_layer_norm": Operator("average", onnx="LayerNormalization"),
+    "aten._softmax": Operator("average", onnx="Softmax"),
+    "aten._log_softmax": Operator("average", onnx="LogSoftmax"),
+    "aten._safe_softmax": Operator("average", onnx="Softmax"),
+    # data that moves
+    "aten.view": Operator("view", VIEW, 176, "Reshape"),
+    "aten._unsafe_view": Operator("view", VIEW, 176, "Reshape"),
+    "aten.reshape": Operator("view", VIEW, 176, "Reshape"),
+    "aten.t": Operator("turn", VIEW, 176, "Transpose"),
+    "aten.permute": Operator("turn", VIEW, 176, "Transpose"),
+    "aten.transpose": Operator("turn", VIEW, 176, "Transpose"),
+    "aten.unsqueeze": Operator("squeeze", VIEW, 176, "Unsqueeze"),
+    "aten.squeeze": Operator("squeeze", VIEW, 176, "Squeeze"),
+    "aten.expand": Operator("expand", VIEW, 176, "Expand"),
+    "aten.repeat": Operator("repeat", bytes=176, onnx="Tile"),
+    "aten.split": Operator("split", VIEW, 176, "Split"),
+    "aten.split_with_sizes": Operator("split", VIEW, 176, "Split"),
+    "aten.slice": Operator("move", VIEW, 176, "Slice"),
+    "aten.select": Operator("move", VIEW, 176, "Gather"),
+    "aten.narrow": Operator("move", VIEW, 176, "Slice"),
+    "aten.unbind": Operator("move", VIEW, 176, "Slice Squeeze"),
+    "aten.unfold": Operator("move", VIEW, 176, "Gather Transpose"),
+    "aten.roll": Operator("move", bytes=176, onnx="Slice Concat"),
+    "aten.flip": Operator("move", bytes=176, onnx="Slice"),
+    "aten.as_strided_": Operator("restride"),
+    "aten.pixel_shuffle": Operator("pixel_shuffle", onnx="DepthToSpace"),
+    "aten.pixel_unshuffle": Operator("pixel_unshuffle", onnx="Reshape Transpose"),
+    "aten.channel_shuffle": Operator("channel_shuffle", onnx="Reshape Transpose"),
+    "aten.native_channel_shuffle": Operator("channel_shuffle", onnx="Reshape Transpose"),
+    "aten.glu": Operator("glu", onnx="Split Sigmoid Mul"),
+    "aten.cat": Operator("concat", bytes=64, onnx="Concat"),
+    "aten.stack": Operator("stack", onnx="Unsqueeze Concat"),
+    "aten.constant_pad_nd": Operator("pad", bytes=176, onnx="Pad"),
+    # pooling, resizing, and averages over positions
+    "aten.max_pool1d": Operator("pool", bytes=208, onnx="MaxPool"),
+    "aten.max_pool2d": Operator("pool", bytes=208, onnx="MaxPool"),
+    "aten.max_pool2d_with_indices": Operator("pool", bytes=208, onnx="MaxPool"),
+    "aten.max_pool3d_with_indices": Operator("pool", bytes=208, onnx="MaxPool"),
+    "aten.adaptive_max_pool2d": Operator("pool", bytes=208, onnx="MaxPool"),
+    "aten.adaptive_max_pool3d": Operator("pool", bytes=208, onnx="MaxPool"),
+    "aten.avg_pool1d": Operator("pool", bytes=208, onnx="AveragePool"),
+    "aten.avg_pool2d": Operator("pool", bytes=208, onnx="AveragePool"),
+    "aten.avg_pool3d": Operator("pool", bytes=208, onnx="AveragePool"),
+    "aten._adaptive_avg_pool2d": Operator("pool", bytes=208, onnx="AveragePool"),
+    "aten._adaptive_avg_pool3d": Operator("pool", bytes=208, onnx="AveragePool"),
+    "aten.upsample_nearest1d": Operator("pool", bytes=208, onnx="Resize"),
+    "aten.upsample_nearest2d": Operator("pool", bytes=208, onnx="Resize"),
+    "aten.upsample_nearest3d": Operator("pool", bytes=208, onnx="Resize"),
+    "aten._upsample_nearest_exact2d": Operator("pool", bytes=208, onnx="Resize"),
+    "aten.upsample_linear1d": Operator("pool", bytes=208, onnx="Resize"),
+    "aten.upsample_bilinear2d": Operator("pool", bytes=208, onnx="Resize"),
+    "aten.upsample_trilinear3d": Operator("pool", bytes=208, onnx="Resize"),
+    "aten.upsample_bicubic2d": Operator("pool", bytes=208, onnx="Resize"),
+    "aten.reflection_pad1d": Operator("pool", bytes=208, onnx="Pad"),
+    "aten.reflection_pad2d": Operator("pool", bytes=208, onnx="Pad"),
+    "aten.replication_pad1d": Operator("pool", bytes=208, onnx="Pad"),
+    "aten.replication_pad2d": Operator("pool", bytes=208, onnx="Pad"),
+    "aten.mean": Operator("mean", bytes=144, onnx="ReduceMean"),
+    "aten.sum": Operator("mean", bytes=144, onnx="ReduceSum"),
+    "aten.amax": Operator("mean", bytes=144, onnx="ReduceMax"),
+    "aten.amin": Operator("mean", bytes=144, onnx="ReduceMin"),
+    # tensors of a stated size
+    "aten.empty": Operator("maker"),
+    "aten.zeros": Operator("maker"),
+    "aten.ones": Operator("maker"),
+    "aten.full": Operator("maker"),
+    "aten.arange": Operator("maker", onnx="Range"),
+    "aten.new_zeros": Operator("maker"),
+    "aten.new_ones": Operator("maker"),
+    "aten.new_full": Operator("maker"),
+    "aten.new_empty": Operator("maker"),
+    "aten.scalar_tensor": Operator("maker"),
+    "aten.linspace": Operator("maker"),
+    "aten.eye": Operator("maker", onnx="EyeLike"),
+    "aten.bernoulli_": Operator("dice"),
+    # known to cost nothing; the channels that they touch stay
+    "aten._assert_async": Operator(),
+    "aten._weight_norm_interface": Operator(onnx="ReduceL2 Div Mul"),
+    "aten.all": Operator(onnx="Cast ReduceMin"),
+    "aten.any": Operator(onnx="Cast ReduceMax"),
+    "aten.argmax": Operator(onnx="ArgMax"),
+    "aten.as_strided": Operator(),
+    "aten.cumsum": Operator(onnx="CumSum"),
+    "aten.embedding": Operator(onnx="Gather"),
+    "aten.gather": Operator(onnx="GatherElements"),
+    "aten.index": Operator(onnx="Transpose GatherND"),
+    "aten.index_select": Operator(onnx="Gather"),
+    "aten.linalg_vector_norm": Operator(onnx="ReduceL2"),
+    "aten.logsumexp": Operator(onnx="ReduceLogSumExp"),
+    "aten.max": Operator(onnx="ReduceMax"),
+    "aten.min": Operator(onnx="ReduceMin"),
+    "aten.norm": Operator(onnx="ReduceL2"),
+    "aten.prod": Operator(onnx="ReduceProd"),
+    "aten.sort": Operator(onnx="TopK"),
+    "aten.std": Operator(onnx="ReduceMean Sub Mul Div Sqrt"),
+    "aten.topk": Operator(onnx="TopK"),
+    "aten.tril": Operator(onnx="Trilu"),
+    "aten.triu": Operator(onnx="Trilu"),
+    "aten.var": Operator(onnx="ReduceMean Sub Mul Div"),
+    "aten.var_mean": Operator(onnx="ReduceMean Sub Mul Div"),
 }
 
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(f"aten.{name}" for name in text.split())
-
-
-UNARY = _names(
-    "relu relu_ silu silu_ gelu sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardswish hardswish_ hardsigmoid "
-    "hardsigmoid_ leaky_relu leaky_relu_ elu elu_ softplus exp expm1 log log1p sqrt rsqrt neg abs sign square erf sin "
-    "cos mish mish_ reciprocal round floor ceil threshold threshold_ softshrink hardshrink log_sigmoid_forward "
-    "clone detach detach_ alias _to_copy contiguous lift_fresh fill fill_ zero_ empty_like zeros_like ones_like "
-    "full_like bitwise_not logical_not isnan native_dropout"
-)
-POINTWISE = _names(
-    "add add_ sub sub_ mul mul_ div div_ pow pow_ clamp clamp_ clamp_min clamp_max maximum minimum where addcmul lerp "
-    "rsub copy_ masked_fill masked_fill_ remainder eq ne lt le gt ge logical_and logical_or bitwise_and bitwise_or "
-    "_prelu_kernel"
-)
-OVER = _names(  # element by element, and one operator in an ONNX file too: its output may take an operand's place
-    "relu relu_ sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ hardsigmoid hardsigmoid_ leaky_relu leaky_relu_ elu "
-    "elu_ hardswish hardswish_ exp log sqrt neg abs sin cos reciprocal round floor ceil clone _to_copy contiguous "
-    "_prelu_kernel rsub add add_ sub sub_ mul mul_ div div_ pow pow_ clamp clamp_ clamp_min clamp_max maximum minimum "
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training"
-)
-COPIES = _names("detach alias clone _to_copy")
-TURNS = _names("t permute transpose")
-VIEWS = _names("view _unsafe_view reshape")
-SPLITS = _names("split split_with_sizes")
-MOVES = VIEWS | TURNS | SPLITS | _names("unsqueeze squeeze expand slice select unbind roll flip repeat narrow unfold")
-POOLS = _names(
-    "max_pool2d_with_indices max_pool3d_with_indices max_pool1d max_pool2d avg_pool1d avg_pool2d avg_pool3d "
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d "
-    "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
-    "upsample_bicubic2d _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d "
-    "replication_pad2d"
-)
-NORMS = _names("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training")
-MEANS = _names("mean sum amax amin")
-AVERAGES = _names("_softmax _log_softmax _safe_softmax native_layer_norm native_group_norm")
-SHUFFLES = _names("pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle")
-MAKERS = _names("empty zeros ones full arange new_zeros new_ones new_full new_empty scalar_tensor eye linspace")
-DICE = _names("bernoulli_")
-OTHERS = _names(
-    "cat stack glu constant_pad_nd pixel_unshuffle as_strided as_strided_ max min var std cumsum topk sort norm "
-    "linalg_vector_norm var_mean prod any all logsumexp tril triu index index_select gather argmax embedding "
-    "_assert_async _weight_norm_interface"
-)
-FREE = UNARY | POINTWISE | MOVES | POOLS | NORMS | MEANS | AVERAGES | SHUFFLES | MAKERS | DICE | OTHERS
+ONNX: dict[str, Operator] = {
+    # multiplied
+    "Conv": Operator(macs=formulas.onnx_conv),
+    "ConvTranspose": Operator(macs=formulas.onnx_conv_transpose),
+    "Gemm": Operator(macs=formulas.onnx_gemm),
+    "MatMul": Operator(macs=formulas.onnx_matmul),
+    "Einsum": Operator(macs=formulas.onnx_einsum),
+    "GRU": Operator(macs=formulas.onnx_recurrent),
+    "LSTM": Operator(macs=formulas.onnx_recurrent),
+    "RNN": Operator(macs=formulas.onnx_recurrent),
+    # what operators of torch that differ come out as
+    "Identity": Operator(place=VIEW),
+    "Slice": Operator(place=VIEW),
+    "Gather": Operator(),
+    # what other exporters write, and what operators of torch are only a part of
+    "Dropout": Operator(place=VIEW),
+    "Flatten": Operator(place=VIEW),
+    "Selu": Operator(place=OVER),
+    "Softplus": Operator(place=OVER),
+    "Softsign": Operator(place=OVER),
+    "Shape": Operator(place=NONE),
+    "Size": Operator(place=NONE),
+    **dict.fromkeys(
+        """
+        Acos Acosh ArgMin Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CastLike
+        CenterCropPad Constant ConstantOfShape Cosh DequantizeLinear GlobalAveragePool GlobalLpPool
+        GlobalMaxPool GridSample GroupNormalization Hardmax IsInf LRN LpNormalization LpPool Mean
+        MeanVarianceNormalization Mod NonZero OneHot QuantizeLinear RMSNormalization ReduceL1 ReduceLogSum
+        ReduceSumSquare ScatterElements ScatterND Shrink Sinh SpaceToDepth Sum Swish Tan ThresholdedRelu
+        Upsample Xor
+        """.split(),  # noqa: SIM905 -- a list that a reader can take in
+        Operator(),
+    ),
+}

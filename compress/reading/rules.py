@@ -1,122 +1,19 @@
-"""How channel ids pass through each operator: a table and plain functions.
+"""How channel ids pass through each operator, as plain functions; `operators` says which of them an operator follows.
 
-Every element of an activation carries the integer id of the channel that it belongs to (`FIXED` where it belongs to
-none). An operator that only moves data is run on the ids themselves; element-wise operators tie the ids that meet; a
+An operator that only moves data is run on the ids themselves; element-wise operators tie the ids that meet; a
 convolution or linear layer starts new ones. What no rule knows freezes all the channels that it touches, with a reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.reading.operators import (
-    AVERAGES,
-    DICE,
-    MAKERS,
-    MEANS,
-    MOVES,
-    NORMS,
-    POINTWISE,
-    POOLS,
-    SHUFFLES,
-    SPLITS,
-    UNARY,
-    VIEWS,
-)
+from compress.reading.ids import ABSENT, FIXED, Channels, Ref, UnknownError, along, axes_of, fixed, held, small, vector
 from compress.reading.trace import Call
-
-FIXED = 0  # no channel: an element whose number never changes
-ABSENT = 1  # zeros that were padded on: adding them to a channel leaves it as it is
-
-Ref = tuple[str, tuple[int | None, ...]]  # a parameter's name, and its axis behind each axis of a view (None: none)
-
-
-class UnknownError(Exception):
-    """A rule met a form of its operator that it cannot follow; the text ends the sentence "conv2d in stem: ..."."""
-
-
-class Channels(Protocol):
-    """What a rule may do; `flow.Flow` implements it."""
-
-    def ids(self, tensor: Tensor) -> Tensor:
-        """The ids of an activation, of the same shape."""
-        ...
-
-    def ref(self, value: Any) -> Ref | None:
-        """The parameter that the value is, or is a plain view of."""
-        ...
-
-    def slot(self, name: str, dim: int, ids: Tensor, role: str) -> None:
-        """Axis `dim` of a parameter holds these channels [n]."""
-        ...
-
-    def new(self, name: str, dim: int) -> Tensor:
-        """Ids [n] of the channels that axis `dim` of this parameter starts (the same at a second use)."""
-        ...
-
-    def tie(self, a: Tensor, b: Tensor) -> None:
-        """Element by element, these are the same channel."""
-        ...
-
-    def freeze(self, ids: Tensor, why: str) -> None:
-        """These channels keep their number."""
-        ...
-
-    def multiplies(self, name: str) -> None:
-        """The operator at hand multiplies with this parameter, so its MACs follow the parameter's size."""
-        ...
-
-
-# ---- ids as tensors -------------------------------------------------------------------------------------------------
-
-
-def fixed(shape: Sequence[int]) -> Tensor:
-    """Ids of a tensor that holds no channels."""
-    return torch.full((), FIXED).expand(tuple(shape))
-
-
-def small(ids: Tensor) -> Tensor:
-    """The same set of ids, without the axes along which they are merely repeated (stride 0)."""
-    for d in range(ids.dim()):
-        if ids.size(d) > 1 and ids.stride(d) == 0:
-            ids = ids.narrow(d, 0, 1)
-    return ids
-
-
-def held(ids: Tensor) -> bool:
-    """Whether any element belongs to a channel."""
-    return bool((small(ids) > ABSENT).any())
-
-
-def vector(ids: Tensor, dim: int) -> Tensor:
-    """The ids [n] along one axis; raises UnknownError where they vary along any other."""
-    for axis in range(ids.dim()):
-        if axis != dim % ids.dim() and ids.size(axis) > 1:
-            first = ids.narrow(axis, 0, 1)
-            if ids.stride(axis) != 0 and not bool((ids == first).all()):
-                raise UnknownError("channels lie along more than one axis of its input")
-            ids = first
-    return ids.reshape(-1)
-
-
-def along(vec: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
-    """Ids of this shape that follow `vec` along one axis."""
-    view = [1] * len(shape)
-    view[dim % len(shape)] = -1
-    return vec.view(view).expand(tuple(shape))
-
-
-def axes_of(ids: Tensor) -> set[int]:
-    """The axes along which ids vary."""
-    ids = small(ids)
-    return {d for d in range(ids.dim()) if ids.size(d) > 1 and not bool((ids == ids.narrow(d, 0, 1)).all())}
-
-
-# ---- how ids pass ---------------------------------------------------------------------------------------------------
 
 
 def convolution(flow: Channels, call: Call) -> Tensor:
@@ -237,19 +134,45 @@ def _follow(flow: Channels, ref: Ref, tensor: Tensor, ids: Tensor) -> None:
 
 
 def move(flow: Channels, call: Call) -> Any:
-    """Operators that only move data are run on the ids; equal parts into which they cut channels stay equal."""
-    ids = flow.ids(call.args[0])
-    if call.op in VIEWS:
-        moved = ids.reshape(call.out.shape)
-        if constants := _constants(call.args[0].shape, call.out.shape):
-            for dim in axes_of(moved).intersection(constants):
-                _tie_equals(flow, moved.unbind(dim))
-                moved = moved.narrow(dim, 0, 1).expand(call.out.shape)
-        return moved
-    moved = call.func(ids, *call.args[1:], **call.kwargs)
-    if call.op in SPLITS:
-        _tie_equals(flow, moved)
-    return moved
+    """What only moves data does the same to ids."""
+    return call.func(flow.ids(call.args[0]), *call.args[1:], **call.kwargs)
+
+
+def turn(flow: Channels, call: Call) -> Any:
+    """Axes change places."""
+    return move(flow, call)
+
+
+def squeeze(flow: Channels, call: Call) -> Any:
+    """Axes of length 1 come or go."""
+    return move(flow, call)
+
+
+def expand(flow: Channels, call: Call) -> Any:
+    """An axis of length 1 is as long as it is wanted."""
+    return move(flow, call)
+
+
+def repeat(flow: Channels, call: Call) -> Any:
+    """The whole is laid beside itself."""
+    return move(flow, call)
+
+
+def split(flow: Channels, call: Call) -> Any:
+    """Equal parts into which channels are cut stay equal."""
+    parts = move(flow, call)
+    _tie_equals(flow, parts)
+    return parts
+
+
+def view(flow: Channels, call: Call) -> Tensor:
+    """The same elements in another shape; equal parts into which channels are cut stay equal."""
+    viewed = flow.ids(call.args[0]).reshape(call.out.shape)
+    if constants := _constants(call.args[0].shape, call.out.shape):
+        for dim in axes_of(viewed).intersection(constants):
+            _tie_equals(flow, viewed.unbind(dim))
+            viewed = viewed.narrow(dim, 0, 1).expand(call.out.shape)
+    return viewed
 
 
 def _tie_parts(flow: Channels, vec: Tensor, parts: int) -> None:
@@ -269,7 +192,7 @@ def _constants(shape: Sequence[int], new: Sequence[int]) -> list[int]:
     Channel shuffles cut [N, C, ...] into [N, groups, C / groups, ...], generators [N, C * H * W] into [N, C, H, W].
     Where this guess is wrong the model breaks when its width changes, and `surgery.widths.survey` sees that.
     """
-    found: list[int] = []
+    axes: list[int] = []
     start = 0
     for size in (size for size in shape if size > 1):
         end, reach = start, 1
@@ -279,22 +202,29 @@ def _constants(shape: Sequence[int], new: Sequence[int]) -> list[int]:
         if reach != size:
             return []  # several axes in one, or none for one
         parts = [d for d in range(start, end) if new[d] > 1]
-        found += parts[1:] if len(shape) == 2 else parts[:-1]
+        axes += parts[1:] if len(shape) == 2 else parts[:-1]
         start = end
-    return found
+    return axes
 
 
-def shuffle(flow: Channels, call: Call) -> Tensor:
-    """Channels of equal groups change places, or turn into pixels, [N, C r r, H, W] to [N, C, H r, W r], and back."""
+def pixel_shuffle(flow: Channels, call: Call) -> Tensor:
+    """Channels turn into pixels, [N, C r r, H, W] to [N, C, H r, W r]."""
+    parts = vector(flow.ids(call.args[0]), 1).view(-1, call.args[1] ** 2)
+    _tie_equals(flow, parts.unbind(1))
+    return along(parts[:, 0], 1, call.out.shape)
+
+
+def pixel_unshuffle(flow: Channels, call: Call) -> Tensor:
+    """Pixels turn into channels, [N, C, H r, W r] to [N, C r r, H, W]."""
     vec = vector(flow.ids(call.args[0]), 1)
-    if call.op == "aten.pixel_unshuffle":
-        return along(vec.repeat_interleave(call.args[1] ** 2), 1, call.out.shape)
-    if call.op == "aten.pixel_shuffle":
-        parts = vec.view(-1, call.args[1] ** 2)
-        _tie_equals(flow, parts.unbind(1))
-        return along(parts[:, 0], 1, call.out.shape)
-    _tie_parts(flow, vec, call.args[1])
-    return along(vec.view(call.args[1], -1).t().reshape(-1), 1, call.out.shape)
+    return along(vec.repeat_interleave(call.args[1] ** 2), 1, call.out.shape)
+
+
+def channel_shuffle(flow: Channels, call: Call) -> Tensor:
+    """Channels of equal groups change places."""
+    vec, groups = vector(flow.ids(call.args[0]), 1), call.args[1]
+    _tie_parts(flow, vec, groups)
+    return along(vec.view(groups, -1).t().reshape(-1), 1, call.out.shape)
 
 
 def glu(flow: Channels, call: Call) -> Tensor:
@@ -305,15 +235,19 @@ def glu(flow: Channels, call: Call) -> Tensor:
 
 
 def concat(flow: Channels, call: Call) -> Tensor:
-    """Ids of the parts, one after the other (cat) or side by side along a new axis (stack)."""
+    """Ids of the parts, one after the other."""
     dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
     parts = [flow.ids(t) for t in call.args[0]]
-    if call.op == "aten.stack":
-        return torch.stack(parts, dim)
     for d in range(parts[0].dim()):  # what is merely repeated stays so: ids of large pictures take no memory
         if d != dim % parts[0].dim() and all(p.stride(d) == 0 for p in parts):
             parts = [p.narrow(d, 0, 1) for p in parts]
     return torch.cat(parts, dim).expand(call.out.shape)
+
+
+def stack(flow: Channels, call: Call) -> Tensor:
+    """Ids of the parts, side by side along a new axis."""
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    return torch.stack([flow.ids(t) for t in call.args[0]], dim)
 
 
 def pad(flow: Channels, call: Call) -> Tensor:
@@ -335,8 +269,8 @@ def pool(flow: Channels, call: Call) -> Tensor:
 def mean(flow: Channels, call: Call) -> Tensor:
     """An average over positions keeps channels; one over channels fixes their number."""
     ids = flow.ids(call.args[0])
-    said = call.args[1] if len(call.args) > 1 else None
-    dims = {d % ids.dim() for d in ([said] if isinstance(said, int) else said or range(ids.dim()))}
+    over = call.args[1] if len(call.args) > 1 else None
+    dims = {d % ids.dim() for d in ([over] if isinstance(over, int) else over or range(ids.dim()))}
     if dims & axes_of(ids):
         raise UnknownError("it runs over channels")
     for d in dims:
@@ -379,6 +313,11 @@ def same(flow: Channels, call: Call) -> Tensor:
     return flow.ids(call.args[0])
 
 
+def copy(flow: Channels, call: Call) -> Tensor:
+    """The same once more: ids pass unchanged, and a parameter is followed."""
+    return flow.ids(call.args[0])
+
+
 def maker(flow: Channels, call: Call) -> Tensor:
     """A tensor of a stated size, whatever else is looked at (its type, its device)."""
     return fixed(call.out.shape)
@@ -389,24 +328,11 @@ def dice(flow: Channels, call: Call) -> Tensor:
     return torch.full((), ABSENT).expand(call.out.shape)
 
 
-IDS: dict[str, Callable[[Channels, Call], Any]] = {
-    "aten.convolution": convolution,
-    "aten.addmm": linear,
-    "aten.mm": linear,
-    "aten.cat": concat,
-    "aten.stack": concat,
-    "aten.constant_pad_nd": pad,
-    "aten.glu": glu,
-    "aten.as_strided_": restride,
-    **dict.fromkeys(SHUFFLES, shuffle),
-    **dict.fromkeys(MEANS, mean),
-    **dict.fromkeys(AVERAGES, average),
-    "aten.native_group_norm": group_norm,
-    **dict.fromkeys(MAKERS, maker),
-    **dict.fromkeys(DICE, dice),
-    **dict.fromkeys(UNARY, same),
-    **dict.fromkeys(POINTWISE, pointwise),
-    **dict.fromkeys(MOVES, move),
-    **dict.fromkeys(POOLS, pool),
-    **dict.fromkeys(NORMS, batch_norm),
-}
+RULES: dict[str, Callable[[Channels, Call], Any]] = {
+    rule.__name__: rule
+    for rule in (
+        convolution, linear, batch_norm, pointwise, same, copy, move, turn, squeeze, expand, repeat, split, view,
+        pixel_shuffle, pixel_unshuffle, channel_shuffle, glu, concat, stack, pad, pool, mean, group_norm, average,
+        restride, maker, dice,
+    )
+}  # fmt: skip

@@ -61,7 +61,9 @@ class Trace:
     notes: tuple[str, ...] = ()  # what no pass shows
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down every operator that runs; `where` ends with the name of the module that is running."""
+
     def __init__(self, where: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.where = where
@@ -89,7 +91,7 @@ def trace(model: nn.Module, shape: Shape) -> Trace:
     for name, tensor in [*ghostly.named_parameters(), *ghostly.named_buffers()]:
         names.setdefault(id(tensor), name)
     try:
-        calls, visits, output = _run(ghostly, blanks(ghostly, shape))
+        calls, visits, output = record(ghostly, blanks(ghostly, shape))
     except Exception as error:
         raise UsageError(
             f"the model cannot be traced with {_asked(shape)} ({one_line(error)}); "
@@ -117,7 +119,7 @@ def taught(traced: Trace, shape: Shape) -> Trace:
     outputs: tuple[Tensor, ...] = ()
     try:
         traced.model.train()
-        lessons, _, output = _run(traced.model, blanks(traced.model, shape, batch=2))
+        lessons, _, output = record(traced.model, blanks(traced.model, shape, batch=2))
     except Exception as error:
         why = f"in eval mode, and training mode cannot be tried ({one_line(error)})"
     else:
@@ -137,7 +139,7 @@ def _asked(shape: Shape) -> str:
     return f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"inputs of shapes {shapes}"
 
 
-def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Call, ...], tuple[Visit, ...], Any]:
+def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Call, ...], tuple[Visit, ...], Any]:
     """What runs when the model is called: operators, leaf modules, and what it returns."""
     paths = {id(module): name for name, module in model.named_modules()}
     where = [""]
@@ -151,7 +153,7 @@ def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Call, ...]
         if next(module.children(), None) is None and id(module) in paths:
             visits.append(Visit(name, module, tuple(inputs), output))
 
-    recorder = _Recorder(where)
+    recorder = Recorder(where)
     with ExitStack() as stack:
         stack.enter_context(countable())
         for hook in (register_module_forward_pre_hook(enter), register_module_forward_hook(leave)):

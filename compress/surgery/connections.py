@@ -27,7 +27,6 @@ from torch.utils.hooks import RemovableHandle
 from compress.budget.price import Ints
 from compress.errors import UsageError
 from compress.reading.calls import probed, traced
-from compress.reading.count import WEIGHTED
 from compress.reading.ghost import copied, ghost
 from compress.reading.inputs import Shape
 from compress.reading.measure import measure
@@ -104,14 +103,14 @@ class Wiring:
     def alive(self, settled: Bools) -> Bools:
         """Which layers [N, L] are there in settled children [N, E]."""
         starts = [edges.start for edges in self._edges]
-        found: Bools = np.logical_or.reduceat(settled, starts, axis=1)
-        return found
+        there: Bools = np.logical_or.reduceat(settled, starts, axis=1)
+        return there
 
     def costs(self, masks: ArrayLike) -> Ints:
         """Parameters, MACs and thop's total [N, 3] of the networks that `cut` makes of these masks."""
         live = self.settle(masks)
-        found: Ints = self.rest + self.alive(live).astype(np.int64) @ self.layer_costs
-        return found + live.astype(np.int64) @ self.edge_costs
+        whole: Ints = self.rest + self.alive(live).astype(np.int64) @ self.layer_costs
+        return whole + live.astype(np.int64) @ self.edge_costs
 
     @property
     def full(self) -> Bools:
@@ -121,18 +120,18 @@ class Wiring:
     @property
     def floor(self) -> Ints:
         """The cost [3] of the smallest child: every layer is gone."""
-        found: Ints = self.costs(~self.full)[0]
-        return found
+        least: Ints = self.costs(~self.full)[0]
+        return least
 
     # state
 
     def cuts_of(self, mask: ArrayLike) -> Cuts:
         """What a mask [E] drops, as it is stored: for every layer that loses some the names of its lost sources."""
         gone = np.flatnonzero(~self.settle(mask)[0])
-        found: dict[str, list[str]] = {}
+        lost: dict[str, list[str]] = {}
         for edge in gone.tolist():
-            found.setdefault(self.layers[self.edge_layer[edge]], []).append(self.sources[self.edge_source[edge]])
-        return merged(found)
+            lost.setdefault(self.layers[self.edge_layer[edge]], []).append(self.sources[self.edge_source[edge]])
+        return merged(lost)
 
     def mask_of(self, cuts: Mapping[str, Collection[str]]) -> Bools:
         """The mask [E] of stored cuts, of which those that are not edges here are none of its business."""
@@ -254,7 +253,7 @@ def cut(model: nn.Module, cuts: Mapping[str, Collection[str]], shape: Shape) -> 
         gone = dead | {s for s in layer.sources if wires.name(s) in new.get(layer.name, ())} if layer else dead
         keep = np.repeat(*_counted([(root not in gone, count) for root, count in wires.columns(node)]))
         if keep.any() and not keep.all():  # where nothing is kept, the call goes as a whole
-            swaps |= _narrowed(wires.module(node), torch.from_numpy(np.flatnonzero(keep)))
+            swaps |= _narrowed(wires.module(node), wires.axes(node), torch.from_numpy(np.flatnonzero(keep)))
     net = wires.rewired(new, before)
     swap(net, swaps)
     return net
@@ -265,16 +264,15 @@ def _counted(pairs: Sequence[tuple[Any, int]]) -> tuple[NDArray[Any], Ints]:
     return np.array([what for what, _ in pairs]), np.array([count for _, count in pairs], np.int64)
 
 
-def _narrowed(module: nn.Module, keep: Tensor) -> dict[int, Tensor]:
+def _narrowed(module: nn.Module, axes: Mapping[str, int], keep: Tensor) -> dict[int, Tensor]:
     """The tensors of a reader, or of a norm, with these columns only, by the ids of what they replace."""
-    found: dict[int, Tensor] = {}
-    dim = 1 if isinstance(module, WEIGHTED) else 0
-    for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-        if tensor is not None and tensor.dim() > dim and (name == "weight" or dim == 0):
-            taken = tensor.detach().index_select(dim, keep.to(tensor.device))
-            grad = tensor.requires_grad
-            found[id(tensor)] = nn.Parameter(taken, requires_grad=grad) if isinstance(tensor, nn.Parameter) else taken
-    return found
+    narrow: dict[int, Tensor] = {}
+    for name, dim in axes.items():
+        tensor: Any = getattr(module, name)
+        taken = tensor.detach().index_select(dim, keep.to(tensor.device))
+        is_parameter = isinstance(tensor, nn.Parameter)
+        narrow[id(tensor)] = nn.Parameter(taken, requires_grad=tensor.requires_grad) if is_parameter else taken
+    return narrow
 
 
 class _Reading:
@@ -361,9 +359,9 @@ def _blocks(layers: Sequence[Layer]) -> Ints:
         mine = {layer.root, *layer.sources}
         joined = [block for block in blocks if block & mine]
         blocks = [block for block in blocks if not block & mine] + [mine.union(*joined)]
-    found = [next(n for n, block in enumerate(blocks) if layer.root in block) for layer in layers]
-    order = {old: new for new, old in enumerate(dict.fromkeys(found))}
-    return np.array([order[n] for n in found])
+    numbers = [next(n for n, block in enumerate(blocks) if layer.root in block) for layer in layers]
+    order = {old: new for new, old in enumerate(dict.fromkeys(numbers))}
+    return np.array([order[n] for n in numbers])
 
 
 def _nothing(wires: Wires) -> str:

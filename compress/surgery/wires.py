@@ -119,12 +119,12 @@ class Wires(Calls):
 
     def dead(self, cuts: Mapping[str, Collection[str]]) -> set[fx.Node]:
         """The roots of the layers that have nothing left to read."""
-        found: set[fx.Node] = set()
+        dead: set[fx.Node] = set()
         for layer in self.layers:
             gone = cuts.get(layer.name, ())
-            if all(source in found or self.name(source) in gone for source in layer.sources):
-                found.add(layer.root)
-        return found
+            if all(source in dead or self.name(source) in gone for source in layer.sources):
+                dead.add(layer.root)
+        return dead
 
     def check(self, cuts: Mapping[str, Collection[str]]) -> None:
         """Raise UsageError for a layer or a source that there is not."""
@@ -182,15 +182,15 @@ def rewire(model: nn.Module, cuts: Mapping[str, Collection[str]]) -> nn.Module:
 def cuts_in(model: nn.Module) -> Cuts:
     """What has been cut of a network since its factory made it."""
     meta = getattr(model, "meta", None)
-    found: Cuts = meta.get(KEY, {}) if isinstance(meta, dict) else {}
-    return dict(found)
+    cuts: Cuts = meta.get(KEY, {}) if isinstance(meta, dict) else {}
+    return dict(cuts)
 
 
 def merged(*cuts: Mapping[str, Collection[str]]) -> Cuts:
     """Cuts of cuts as one, sorted."""
     names = sorted({name for each in cuts for name in each})
-    found = {name: tuple(sorted({source for each in cuts for source in each.get(name, ())})) for name in names}
-    return {name: sources for name, sources in found.items() if sources}
+    together = {name: tuple(sorted({source for each in cuts for source in each.get(name, ())})) for name in names}
+    return {name: sources for name, sources in together.items() if sources}
 
 
 def without(cuts: Mapping[str, Collection[str]], done: Cuts) -> Cuts:

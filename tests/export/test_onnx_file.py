@@ -341,5 +341,5 @@ def test_counting_needs_neither_torch_nor_onnxruntime(tmp_path):
         "assert not {'torch', 'onnxruntime'} & set(sys.modules)"
     )
     command = [sys.executable, "-c", code, str(write(tmp_path / "net.onnx"))]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert int(told.stdout) == 4 * 64 * 27
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert int(done.stdout) == 4 * 64 * 27

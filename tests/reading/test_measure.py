@@ -270,7 +270,7 @@ def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
     axes = ({0: torch.export.Dim("batch")},)
     exported = torch.onnx.export(model.eval(), (torch.rand(2, *shape),), dynamic_shapes=axes, **options)
     assert exported is not None
-    said = {
+    metadata = {
         "base": {"params": 10**7, "macs": 10**9, "thop": 10**9, "bytes": 10**8, "memory": 10**8},
         "budget": 3 * [{"unit": "FLOPs@2", "limit": 10**7, "text": "10 MFLOPs@2", "level": "error"}],
         "claims": {"params": 10**7, "macs": 10**9, "thop": 10**9, "memory": 10**8},
@@ -281,7 +281,7 @@ def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
         "versions": {"onnx": "1.22.0", "torch": str(torch.__version__)},
     }  # fmt: skip
     scaled = onnx_file.bake(onnx_file.clean(exported.model_proto), [1.0] * shape[0], [0.0] * shape[0])
-    size = onnx_file.save(onnx_file.stamp(scaled, said), tmp_path / "model.onnx")
+    size = onnx_file.save(onnx_file.stamp(scaled, metadata), tmp_path / "model.onnx")
     predicted = measure(model, shape)
     assert isinstance(predicted, Cost)
     assert size <= predicted.bytes <= size + 6_000

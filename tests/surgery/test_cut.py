@@ -129,8 +129,8 @@ def children(wiring: Wiring) -> Bools:
     """Every child there is, once."""
     edges = len(wiring.full)
     masks = (np.arange(2**edges)[:, None] >> np.arange(edges) & 1).astype(bool)
-    found: Bools = np.unique(wiring.settle(masks), axis=0)
-    return found
+    all_of_them: Bools = np.unique(wiring.settle(masks), axis=0)
+    return all_of_them
 
 
 @pytest.mark.parametrize("bottleneck", [0, 3])
@@ -157,10 +157,10 @@ def test_every_child_is_the_same_masked_cut_and_built_again(bottleneck: int) -> 
 
 def rebuilt(child: nn.Module, args: dict[str, Any]) -> nn.Module:
     """The network that its factory, its cuts and its shapes describe, through JSON, with the same numbers."""
-    said = json.loads(json.dumps(Structure.read(child, "compress.models:densenet", args).to_json()))
+    stored = json.loads(json.dumps(Structure.read(child, "compress.models:densenet", args).to_json()))
     shapes = {name: tuple(tensor.shape) for name, tensor in child.state_dict().items()}
-    cuts = {layer: tuple(gone) for layer, gone in said["cuts"]}
-    again = Structure(said["factory"], said["args"], shapes, cuts=cuts).build()
+    cuts = {layer: tuple(gone) for layer, gone in stored["cuts"]}
+    again = Structure(stored["factory"], stored["args"], shapes, cuts=cuts).build()
     again.load_state_dict(child.state_dict())
     return again.train(child.training)
 
@@ -231,9 +231,15 @@ def test_a_cut_net_is_finalized_exported_and_loaded_like_any_other(tmp_path: Pat
     structure = Structure.read(child, "compress.models:densenet", args)
     compact = finalize(child, SHAPE, structure, [images(4).float()])
     assert compact.structure.cuts == structure.cuts
-    said = {"shape": list(SHAPE), "mean": [0.5] * 3, "std": [0.25] * 3, "baked": False, "classes": list("abcde")}
+    preprocessing = {
+        "shape": list(SHAPE),
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "baked": False,
+        "classes": list("abcde"),
+    }
     network = artifact._plain(compact.model)
-    _, notes = artifact._save_models(network, compact, tmp_path, Budget.parse("1GMACs"), compact.cost, said)
+    _, notes = artifact._save_models(network, compact, tmp_path, Budget.parse("1GMACs"), compact.cost, preprocessing)
     assert notes == []
     x = images(4).float()
     expected = network(x).detach()
