@@ -27,7 +27,8 @@ import torch
 from evidence import command, machine
 from torch import Tensor, nn
 
-from compress.export import artifact, onnx_file
+from compress.export import onnx_file
+from compress.export.translate import to_onnx, to_program
 from compress.reading.ghost import flat
 from compress.reading.graph import Graph
 from compress.reading.measure import measure
@@ -118,8 +119,8 @@ def gap(one: Tensor, other: Tensor) -> float:
 
 def exported(model: nn.Module, images: Tensor) -> float:
     """How far the ONNX file, as a run writes it, is from the network in float32."""
-    program = artifact._export(model, torch.zeros(2, *images.shape[1:]))
-    file = onnx_file.clean(artifact._to_onnx(program, ["images"]))
+    program = to_program(model, torch.zeros(2, *images.shape[1:]))
+    file = onnx_file.clean(to_onnx(program, ["images"]))
     session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
     with torch.no_grad():

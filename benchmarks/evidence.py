@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from compress.export.report import environment, portable, threads_of
+from compress.export.parts import Environment, portable
 
 
 def command() -> str:
@@ -18,5 +18,5 @@ def command() -> str:
 
 def machine(*others: str) -> str:
     """Versions (Python's, torch's, and `others` as they are written), processor and threads, in one sentence."""
-    facts = environment(device="cpu", threads=torch.get_num_threads())
-    return ", ".join([f"Python {facts['python']}", f"torch {facts['torch']}", *others, facts["cpu"], threads_of(facts)])
+    facts = Environment.here(device="cpu", threads=torch.get_num_threads())
+    return ", ".join([f"Python {facts.python}", f"torch {facts.torch}", *others, facts.cpu, facts.threads_in_words()])

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from compress._export import export_model
     from compress._plan import plan
     from compress._run import run
-    from compress.export.artifact import load
     from compress.export.verify import verify
+    from compress.export.weights import load
     from compress.methods.protocol import Lab, Method
     from compress.reading.measure import measure
 
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Lab": "compress.methods.protocol",
     "Method": "compress.methods.protocol",
-    "load": "compress.export.artifact",
+    "load": "compress.export.weights",
     "measure": "compress.reading.measure",
     "export_model": "compress._export",
     "plan": "compress._plan",

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from compress._run import Result
 from compress.budget.limits import Stated
-from compress.delivery import Story, check_output, deliver
+from compress.delivery import Finished, Story, check_output, deliver
 from compress.errors import UsageError
 from compress.reading.graph import read
 from compress.reading.measure import measure
@@ -76,22 +76,17 @@ def export_model(
         result = work / RESULT
         try:
             result.mkdir()
-            report = _write(recipe, tensors, pictures, result, started, listen)
+            report = deliver(
+                _filled(recipe, tensors, pictures, listen), result, lambda: time.monotonic() - started, listen
+            )
             publish(work, result, target)
         finally:
             shutil.rmtree(result, ignore_errors=True)
     return Result(target, report)
 
 
-def _write(
-    recipe: Recipe,
-    tensors: Mapping[str, Tensor],
-    data: Data,
-    folder: Path,
-    started: float,
-    listen: Listener,
-) -> dict[str, Any]:
-    """Write all files into an empty folder; the report."""
+def _filled(recipe: Recipe, tensors: Mapping[str, Tensor], data: Data, listen: Listener) -> Finished:
+    """Build the recipe's model and put the weights into it."""
     factory, args, shape = recipe.model.factory, recipe.model.args, data.shape
     model = construct(factory, args, recipe.folder)
     listen(Doing(f"reading {factory} with an input of {json.dumps(shape)}"))
@@ -106,4 +101,4 @@ def _write(
         command=shlex.join(["compress", *sys.argv[1:]]),
         notes=["it was compressed elsewhere; its training may have seen images that are called validation here"],
     )
-    return deliver(model, recipe, data, budget, folder, story, lambda: time.monotonic() - started, listen)
+    return Finished(model, recipe, data, budget, story)

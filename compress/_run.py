@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from compress._plan import Plan, draw_up, full_model, held, images, known_shape, methods_of
-from compress.budget.limits import Cost
-from compress.delivery import Story, check_output, deliver
+from compress.delivery import Finished, Story, check_output, deliver
 from compress.errors import UNWRITABLE, ArtifactError, Interrupted, UsageError
-from compress.export import report
+from compress.export.parts import portable
+from compress.export.report import Report, train_cost
 from compress.export.verify import verify
 from compress.methods.protocol import Method
 from compress.recipe.file import dump, read
@@ -41,15 +41,15 @@ from compress.workplace import RESULT, claim, default_out, publish
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run left behind: its folder, and the report as in report.json."""
+    """What a run left behind: its folder, and the report; `report.plain()` is what report.json holds."""
 
     folder: Path
-    report: dict[str, Any]
+    report: Report
 
     @property
     def code(self) -> int:
         """The exit code: 0 kept, 1 over a limit or under what the recipe requires."""
-        return int(self.report["verdict"]["code"])
+        return self.report.verdict.code
 
 
 def run(
@@ -89,12 +89,11 @@ def run(
         story = tell_story(bench, planned, resumed, shlex.join(command))
         result = work / RESULT
         result.mkdir()
-        written = deliver(
-            bench.model, recipe, bench.data, bench.whole, result, story, lambda: time.monotonic() - started, stoppable
-        )
+        finished = Finished(bench.model, recipe, bench.data, bench.whole, story)
+        report = deliver(finished, result, lambda: time.monotonic() - started, stoppable)
         stop.check()
         publish(work, result, target)
-    return Result(target, written)
+    return Result(target, report)
 
 
 def prepare(recipe: Recipe, device: str, listen: Listener = silent) -> tuple[Bench, Plan]:
@@ -167,7 +166,7 @@ def tell_story(bench: Bench, planned: Plan, resumed: int | None, command: str) -
         widths={name: space.width for name, space in bench.graph.spaces.items()},
         command=command,
         planned=bench.cost(),
-        train_cost=report.train_cost(
+        train_cost=train_cost(
             bench.spent,
             bench.step * data.batch,
             base=planned.base,
@@ -240,7 +239,7 @@ def _latest(name: str, recipe: Recipe) -> Path:
 def _made_by(recipe: Recipe, folder: Path) -> bool:
     """Whether a finished folder holds this very recipe."""
     path = folder / "recipe.yaml"
-    return path.is_file() and path.read_bytes() == report.portable(dump(recipe)).encode()
+    return path.is_file() and path.read_bytes() == portable(dump(recipe)).encode()
 
 
 def _finished(target: Path, recipe: Recipe, listen: Listener) -> Result:
@@ -248,17 +247,16 @@ def _finished(target: Path, recipe: Recipe, listen: Listener) -> Result:
     if not (target / "report.json").is_file():
         raise UsageError(f"{target} exists already and is no finished run; name another folder with --out")
     try:
-        written = json.loads((target / "report.json").read_text())
-        base = Cost(**written["base"])
-    except (OSError, ValueError, KeyError, TypeError):
+        report = Report.read(target / "report.json")
+    except (OSError, ArtifactError):
         raise ArtifactError(f"{target} holds a damaged run; remove it, or name another folder with --out") from None
     if not _made_by(recipe, target):
         raise UsageError(f"{target} is finished, by another recipe, budget or seed; name another folder with --out")
-    verdict = verify(target, recipe.limits(base))
+    verdict = verify(target, recipe.limits(report.base.cost()))
     if verdict.code == ArtifactError.exit_code:
         raise ArtifactError(verdict.lines[0])
     listen(Doing(f"{target} is finished already and its files agree"))
-    return Result(target, written)
+    return Result(target, report)
 
 
 @contextmanager

@@ -12,16 +12,19 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress import __version__
 from compress.console import hang_up, plan_json, plan_lines, result_lines, say, telling
 from compress.errors import UNWRITABLE, ArtifactError, CompressError, Infeasible, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from compress.export.report import Report
 
 
 class _Stopped(click.ClickException):
@@ -315,31 +318,34 @@ def report(folder: str, draw: str | None, as_json: bool) -> int:
     path = Path(folder, "report.json" if as_json or draw else "report.md")
     if not path.is_file():
         raise UsageError(f"{folder}: holds no {path.name}; give the output folder of a finished run.")
+    if draw:
+        _draw(path, Path(draw))
+        say(f"{draw} is written")
+        return 0
     try:
         text = path.read_text(encoding="utf-8")
-        told = json.loads(text) if as_json or draw else None
+        if as_json:
+            json.loads(text)
     except ValueError:
-        raise ArtifactError(f"{path}: damaged; it is not {'JSON' if as_json or draw else 'text'}.") from None
-    if draw:
-        _draw(told, path, Path(draw))
-    say(f"{draw} is written" if draw else text.rstrip("\n"))
+        raise ArtifactError(f"{path}: damaged; it is not {'JSON' if as_json else 'text'}.") from None
+    say(text.rstrip("\n"))
     return 0
 
 
-def _draw(told: Any, source: Path, target: Path) -> None:
-    """Draw a report that was read from a file."""
-    from compress.export.picture import draw
+def _draw(source: Path, target: Path) -> None:
+    """Draw the report that lies in a file."""
+    from compress.export.picture import draw_history
+    from compress.export.report import Report
 
     if target.exists():
         raise UsageError(f"{target} exists already; name another file with --draw.")
+    story = Report.read(source)
     try:
-        drawn = draw(told, target)
+        drawn = draw_history(story, target)
     except OSError as error:
         with suppress(OSError):
             target.unlink()  # half of it, where the disk was full
         raise UsageError(f"{target} cannot be written ({error.strerror or error}).") from None
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise ArtifactError(f"{source}: damaged, or of another version; it cannot be drawn.") from None
     if not drawn:
         raise UsageError(f"{source}: holds no history that could be drawn; the network was not trained by that run.")
 
@@ -349,9 +355,9 @@ def _draw(told: Any, source: Path, target: Path) -> None:
 def schema(what: str) -> int:
     """Print the JSON Schema of recipes or of report.json, for editors and other people's tools."""
     if what == "report":
-        from compress.export.report_schema import SCHEMA
+        from compress.export.report import report_schema
 
-        _print_json(SCHEMA)
+        _print_json(report_schema())
     else:
         from compress.recipe.file import schema as of_recipes
 
@@ -382,13 +388,12 @@ def init(factory: str, data: str, budget: str, args: dict[str, Any], size: int |
     return 0
 
 
-def _say_result(folder: Path, report: Mapping[str, Any], as_json: bool) -> int:
-    code = int(report["verdict"]["code"])
+def _say_result(folder: Path, report: "Report", as_json: bool) -> int:
     if as_json:
-        _print_json({"folder": str(folder), **report})
+        _print_json({"folder": str(folder), **report.plain()})
     else:
-        _say_verdict(code, result_lines(folder, report))
-    return code
+        _say_verdict(report.verdict.code, result_lines(folder, report))
+    return report.verdict.code
 
 
 def _say_verdict(code: int, lines: Sequence[str]) -> None:

@@ -39,6 +39,7 @@ from compress.training.events import (
 if TYPE_CHECKING:
     from compress._plan import Plan
     from compress.budget.limits import Cost
+    from compress.export.report import Report, Row
     from compress.reading.graph import Graph
 
 MANY = 16  # numbers of widths that still fit on a line
@@ -354,34 +355,26 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def result_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
+def result_lines(folder: Path, report: "Report") -> list[str]:
     """Say what a run left: the verdict, every limit, accuracy, cost of training, files, and how to guard them."""
     rows = [
-        [r["text"], f"{r['value']:,}", f"{r['limit']:,}", percent(r["utilisation"]), _word(r), _counter(r)]
-        for r in report["budget"]
+        [row.text, f"{row.value:,}", f"{row.limit:,}", percent(row.utilisation), _word(row), _counter(row)]
+        for row in report.budget
     ]
-    accuracy, spent = report["accuracy"], report["train_cost"]
-    val, test, required = (score(accuracy[key], accuracy["metric"]) for key in ("val", "test", "required"))
-    limits = ", ".join(row["text"] for row in report["budget"] if row["level"] == "error")
-    trained = (
-        [f"training: {percent(spent['share'])} of {spent['baseline']['name']}"] if spent and spent["images"] else []
-    )
+    accuracy, spent, metric = report.accuracy, report.train_cost, report.accuracy.metric
+    val, test, required = accuracy.words("val"), accuracy.words("test"), accuracy.words("required")
+    limits = ", ".join(row.text for row in report.budget if row.level == "error")
     steps = [
-        [
-            step["method"],
-            f"{step['steps']:,}",
-            *(show(step["cost"][key], unit) for key, unit in (("macs", "MACs"), ("params", "params"))),
-            score(step["val"], accuracy["metric"]),
-        ]
-        for step in report.get("steps", ())  # older folders have none
+        [s.method, f"{s.steps:,}", show(s.cost.macs, "MACs"), show(s.cost.params, "params"), score(s.val, metric)]
+        for s in report.steps
     ]
     return [
-        report["verdict"]["text"],
+        report.verdict.text,
         *table(["limit", "value", "at most", "used", "", "counter"], rows, right=(1, 2, 3)),
         *(table(["method", "steps", "MACs", "params", "val"], steps, right=(1, 2, 3, 4)) if len(steps) > 1 else []),
         f"accuracy: validation {val}{required and f' (required {required})'}, "
         + (f"test {test}" if test else "no test images"),
-        *trained,
+        *([f"training: {percent(spent.share)} of {spent.baseline.name}"] if spent and spent.images else []),
         f"files: {', '.join(str(path) for path in sorted(folder.iterdir()))}",
         f"guard it in CI: {shlex.join(['compress', 'verify', str(folder / 'model.onnx'), '--budget', limits])}",
     ]
@@ -405,11 +398,13 @@ def _used(row: Mapping[str, Any], nets: Mapping[str, "Cost"]) -> list[str]:
     return ["measured" if share is None else percent(share) for share in shares]
 
 
-def _counter(row: Mapping[str, Any]) -> str:
-    if "runs" not in row:
-        return _COUNTERS[row["unit"]]
-    return f"ns, median of {row['runs']:,} runs; 80 % took {span(row['spread'], row['unit'])}"
+def _counter(row: "Row") -> str:
+    from compress.export.report import TimedRow
+
+    if isinstance(row, TimedRow):
+        return f"ns, median of {row.runs:,} runs; 80 % took {span(row.spread, row.unit)}"
+    return _COUNTERS[row.unit]
 
 
-def _word(row: Mapping[str, Any]) -> str:
-    return "kept" if row["pass"] else "OVER" if row["level"] == "error" else "over, a warning"
+def _word(row: "Row") -> str:
+    return "kept" if row.kept else "OVER" if row.broken else "over, a warning"

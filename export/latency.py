@@ -20,42 +20,42 @@ from compress import errors
 from compress.budget.limits import Budget, Latency
 from compress.budget.units import threads
 from compress.errors import ArtifactError, UsageError
-from compress.export.report import processor
+from compress.export.machine import processor
 
 RUNS, SECONDS = 30, 2.0  # at least as many and as long
 WARM = 0.2  # seconds of runs that do not count
 _TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
 
 
-def measured(path: Path, budget: Budget) -> dict[str, Latency]:
-    """Measure a file in every unit of time among the limits; nothing is imported where there is none."""
-    return {limit.unit: measure(path, threads(limit.unit) or 1) for limit in budget.latencies}
+def measured_latencies(path: Path, budget: Budget) -> dict[str, Latency]:
+    """Time a file in every unit of time among the limits; nothing is imported where there is none."""
+    return {limit.unit: time_file(path, threads(limit.unit) or 1) for limit in budget.latencies}
 
 
-def measure(path: Path, number: int) -> Latency:
-    """Measure one run of a file on this many threads.
+def time_file(path: Path, number: int) -> Latency:
+    """Time one run of a file on this many threads.
 
     Raises UsageError where onnxruntime is not installed, ArtifactError where it cannot run the file.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise UsageError("A latency is measured with onnxruntime, which is not installed; pip install onnxruntime.")
     command = [sys.executable, "-P", "-m", __name__, str(path.absolute()), str(number)]
-    child = subprocess.run(command, env=environment(), text=True, capture_output=True, check=False)
+    child = subprocess.run(command, env=child_environment(), text=True, capture_output=True, check=False)
     if child.returncode:
         last = next(reversed(child.stderr.strip().splitlines()), f"exit code {child.returncode}")
         raise ArtifactError(f"{path}: its latency cannot be measured: {last}")
-    told: Mapping[str, int] = json.loads(child.stdout)
-    return Latency(**told, processor=processor())
+    nanoseconds: Mapping[str, int] = json.loads(child.stdout)
+    return Latency(**nanoseconds, processor=processor())
 
 
-def environment() -> dict[str, str]:
-    """The environment of a child process, which finds this package wherever it was imported from."""
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child process, which finds this package wherever it was imported from."""
     ours = Path(errors.__file__).parent.parent
     paths = [str(ours), *(str(Path(entry or ".").absolute()) for entry in sys.path)]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _input(value: Any) -> Any:
+def _image_for(value: Any) -> Any:
     """A batch of 1 for one input of a session."""
     import numpy as np
 
@@ -65,14 +65,14 @@ def _input(value: Any) -> Any:
     return np.random.default_rng(0).random(shape).astype(_TYPES[value.type])
 
 
-def _main(path: str, number: int) -> None:
+def _time_here(path: str, number: int) -> None:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)  # errors only
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = number, 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = {value.name: _input(value) for value in session.get_inputs()}
+    inputs = {value.name: _image_for(value) for value in session.get_inputs()}
 
     def run_for(seconds: float, least: int) -> list[int]:
         """Nanoseconds of each run."""
@@ -91,4 +91,4 @@ def _main(path: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]))
+    _time_here(sys.argv[1], int(sys.argv[2]))

@@ -53,7 +53,7 @@ def read(path: Path | str) -> ModelProto:
     return model
 
 
-def save(model: ModelProto, path: Path | str) -> int:
+def write_sealed(model: ModelProto, path: Path | str) -> int:
     """Write the model with its seal behind it, and return the size of the file in bytes. Equal models, equal bytes."""
     body = model.SerializeToString(deterministic=True)
     data = body + _seal(body)
@@ -63,7 +63,7 @@ def save(model: ModelProto, path: Path | str) -> int:
 
 def clean(model: ModelProto) -> ModelProto:
     """Return a copy with nothing in it but the network: no traces, comments, inner shapes, metadata or paths."""
-    model = _copy(model)
+    model = _twin_of(model)
     model.ClearField("doc_string")
     model.ClearField("metadata_props")
     model.ClearField("producer_version")
@@ -84,7 +84,7 @@ def clean(model: ModelProto) -> ModelProto:
 
 def bake(model: ModelProto, scale: Sequence[float], shift: Sequence[float]) -> ModelProto:
     """Return a copy whose input [N, C, H, W] is first multiplied by `scale`, then shifted by `shift`, per channel."""
-    model = _copy(model)
+    model = _twin_of(model)
     graph = model.graph
     name = graph.input[0].name
     taken = {n for node in graph.node for n in (*node.input, *node.output)}
@@ -106,28 +106,28 @@ def bake(model: ModelProto, scale: Sequence[float], shift: Sequence[float]) -> M
 
 def stamp(model: ModelProto, metadata: Mapping[str, Any]) -> ModelProto:
     """Return a copy that carries our metadata and no other: one sorted entry of sorted JSON for each topic."""
-    model = _copy(model)
+    model = _twin_of(model)
     model.ClearField("metadata_props")
     for topic in sorted(metadata):
-        model.metadata_props.append(_entry(topic, metadata[topic]))
+        model.metadata_props.append(_metadata_entry(topic, metadata[topic]))
     return model
 
 
 def metadata(model: ModelProto) -> dict[str, Any]:
     """Return our metadata by topic; empty for a file that others wrote. Raises ArtifactError on broken JSON."""
-    found = {}
+    topics = {}
     for entry in model.metadata_props:
         if entry.key.startswith(PREFIX) and entry.key != SEAL:
             try:
-                found[entry.key.removeprefix(PREFIX)] = json.loads(entry.value)
+                topics[entry.key.removeprefix(PREFIX)] = json.loads(entry.value)
             except ValueError:
                 raise ArtifactError(f"the metadata {entry.key!r} is not JSON: {entry.value[:40]!r}.") from None
-    return found
+    return topics
 
 
 def metadata_bytes(metadata: Mapping[str, Any]) -> int:
     """Return how many bytes `stamp` and the seal add to a file: exact, so that a budget in bytes can reserve them."""
-    size: int = ModelProto(metadata_props=[_entry(k, v) for k, v in metadata.items()]).ByteSize()
+    size: int = ModelProto(metadata_props=[_metadata_entry(k, v) for k, v in metadata.items()]).ByteSize()
     return size + len(_seal(b""))
 
 
@@ -138,13 +138,13 @@ def count(source: ModelProto | Path | str) -> FileCost:
     return replace(onnx_count.count(read(source)), bytes=Path(source).stat().st_size)
 
 
-def _copy(model: ModelProto) -> ModelProto:
+def _twin_of(model: ModelProto) -> ModelProto:
     twin = ModelProto()
     twin.CopyFrom(model)
     return twin
 
 
-def _entry(topic: str, value: Any) -> StringStringEntryProto:
+def _metadata_entry(topic: str, value: Any) -> StringStringEntryProto:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return StringStringEntryProto(key=PREFIX + topic, value=text)
 

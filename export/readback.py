@@ -17,7 +17,7 @@ import numpy as np
 Run = Callable[..., Any]
 
 
-def _onnx(path: Path) -> Run:
+def _runs_onnx(path: Path) -> Run:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)  # errors only
@@ -28,27 +28,27 @@ def _onnx(path: Path) -> Run:
     return lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0]
 
 
-def _program(path: Path) -> Run:
+def _runs_program(path: Path) -> Run:
     import torch
 
     module = torch.export.load(path).module()
     if any(name.partition(".")[0] == "compress" for name in sys.modules):
         raise RuntimeError("compress was imported; this must prove that the file needs none of it")
-    return _torch(module)
+    return _runs_module(module)
 
 
-def _weights(path: Path) -> Run:
-    from compress.export.artifact import load
+def _runs_weights(path: Path) -> Run:
+    from compress.export.weights import load
 
-    return _torch(load(path.parent, trust=True))  # its own run chose this factory
+    return _runs_module(load(path.parent, trust=True))  # its own run chose this factory
 
 
-def _source(path: Path) -> Run:
+def _runs_source(path: Path) -> Run:
     import safetensors.torch  # noqa: F401
     import torch  # noqa: F401
 
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter, _Only]
-    return _torch(runpy.run_path(str(path))["load"]())  # leaves no compiled file beside it, as an import would
+    return _runs_module(runpy.run_path(str(path))["load"]())  # leaves no compiled file beside it, as an import would
 
 
 class _Only(PathFinder):
@@ -61,7 +61,7 @@ class _Only(PathFinder):
         return super().find_spec(fullname, *args) if fullname.partition(".")[0] in allowed else None
 
 
-def _torch(module: Any) -> Run:
+def _runs_module(module: Any) -> Run:
     import torch
 
     def run(*x: Any) -> Any:
@@ -71,8 +71,10 @@ def _torch(module: Any) -> Run:
     return run
 
 
-def _main(path: Path, inputs: Path, outputs: Path) -> None:
-    run = {".onnx": _onnx, ".pt2": _program, ".safetensors": _weights, ".py": _source}[path.suffix](path)
+def _answer(path: Path, inputs: Path, outputs: Path) -> None:
+    run = {".onnx": _runs_onnx, ".pt2": _runs_program, ".safetensors": _runs_weights, ".py": _runs_source}[path.suffix](
+        path
+    )
     given = list(np.load(inputs).values())
     # A batch of one, then many, and whatever is left: the batch must be free.
     starts = [0, *range(1, len(given[0]), 64)]
@@ -81,4 +83,4 @@ def _main(path: Path, inputs: Path, outputs: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(*map(Path, sys.argv[1:]))
+    _answer(*map(Path, sys.argv[1:]))

@@ -8,7 +8,7 @@ onnxruntime needed.
 """
 
 import hashlib
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,9 @@ from compress.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from compress.export.onnx_count import FileCost
+    from compress.export.report import Report
+
+Asked = str | Sequence[str | Mapping[str, str]] | Budget  # which budget a file must keep
 
 _BY_MACS = ("MACs", "FLOPs", "FLOPs@2")
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # batch norm's buffers: no parameters
@@ -28,7 +31,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check found: 0 the budget is kept, 1 it is not, 4 the file is broken or belies itself.
+    """What a check came to: 0 the budget is kept, 1 it is not, 4 the file is broken or belies itself.
 
     `lines` are sentences for people, the verdict first; `rows` are one for each limit, as in report.json.
     """
@@ -42,7 +45,7 @@ class Verdict:
         return {"code": self.code, "kept": self.code == 0, "lines": list(self.lines), "budget": list(self.rows)}
 
 
-def verify(path: Path | str, budget: str | Sequence[str | Mapping[str, str]] | Budget | None = None) -> Verdict:
+def verify(path: Path | str, budget: Asked | None = None) -> Verdict:
     """Check an .onnx file, the weights of a .safetensors file, or the output folder of a run against a budget.
 
     A share ("50%") is of the base model that the file's metadata names. Raises UsageError where the question cannot
@@ -53,9 +56,9 @@ def verify(path: Path | str, budget: str | Sequence[str | Mapping[str, str]] | B
         raise UsageError(f"{path}: say which budget it must keep, such as '43MFLOPs'; a file never vouches for itself.")
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder.")
-    check = {".onnx": _onnx, ".safetensors": _safetensors}.get(path.suffix)
+    check = {".onnx": _check_onnx, ".safetensors": _check_weights}.get(path.suffix)
     if path.is_dir():
-        check = _folder
+        check = _check_folder
     if check is None:
         raise UsageError(f"{path}: give an .onnx file, a .safetensors file, or the output folder of a run.")
     try:
@@ -70,56 +73,69 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _onnx(path: Path, said: Any) -> Verdict:
+def _check_onnx(path: Path, asked: Asked) -> Verdict:
     from compress.export import onnx_file  # onnx costs a quarter of a second: only when it is needed
 
     model = onnx_file.read(path)
     file = replace(onnx_file.count(model), bytes=path.stat().st_size)
     known = onnx_file.metadata(model)
-    base = _cost(path, known["base"]) if "base" in known else None
-    budget, notes = _budget(path, said, base)
+    base = _cost_from(path, known["base"]) if "base" in known else None
+    budget, notes = _limits_for(path, asked, base)
     counted = [limit.text for limit in budget.limits if limit.unit in _BY_MACS]
+    _refuse_unknown(path, file, counted, [limit.text for limit in budget.limits if limit.unit == MEMORY])
+    claims, blind = _claims(path, known.get("claims"), file)
+    cost, lines = _believed(path, file, claims, blind)
+    if blind and counted:
+        notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
+    if not budget.latencies:
+        return _judge(path, budget, cost, [*lines, *notes])
+    from compress.export.latency import measured_latencies
+
+    return _judge(path, budget, cost, [*lines, *notes], measured_latencies(path, budget))
+
+
+def _refuse_unknown(path: Path, file: "FileCost", counted: Sequence[str], held: Sequence[str]) -> None:
+    """Raise ArtifactError where limits on MACs, or on the memory of activations, cannot be checked."""
     if file.unknown and counted:
         raise ArtifactError(
             f"{path}: nobody can vouch for {', '.join(counted)}: the cost of these operators is not known: "
             f"{', '.join(file.unknown)}. At least {file.macs:,} MACs were counted."
         )
-    held = [limit.text for limit in budget.limits if limit.unit == MEMORY]
     if file.memory is None and held:
         why = f"these operators are not known: {', '.join(file.unknown)}" if file.unknown else "a shape is not known"
         raise ArtifactError(f"{path}: nobody can vouch for {', '.join(held)}, the memory of its activations: {why}.")
+
+
+def _believed(path: Path, file: "FileCost", claims: Cost | None, blind: bool) -> tuple[Cost, list[str]]:
+    """Return what a file costs, the stricter of what was counted and what is claimed, and say both.
+
+    Raises ArtifactError where a claim is milder than the count.
+    """
     memory = file.memory or 0
-    told = [f"counted in the file: {file.macs:,} MACs, {file.params:,} params after folding, {file.bytes:,} B"]
+    lines = [f"counted in the file: {file.macs:,} MACs, {file.params:,} params after folding, {file.bytes:,} B"]
     cost = Cost(params=file.params, macs=file.macs, thop=file.macs, bytes=file.bytes, memory=memory)
-    claims, blind = _claims(path, known.get("claims"), file)
-    if claims:
-        for name, claim in (("MACs", claims.macs), ("FLOPs by thop", file.macs if blind else claims.thop)):
-            if claim < file.macs:
-                raise ArtifactError(
-                    f"{path}: its metadata claims {claim:,} {name}, but {file.macs:,} MACs were counted in it."
-                )
-        if claims.memory < memory:
+    if claims is None:
+        return cost, lines
+    for name, claim in (("MACs", claims.macs), ("FLOPs by thop", file.macs if blind else claims.thop)):
+        if claim < file.macs:
             raise ArtifactError(
-                f"{path}: its metadata claims {claims.memory:,} {MEMORY}, but {memory:,} were counted in it."
+                f"{path}: its metadata claims {claim:,} {name}, but {file.macs:,} MACs were counted in it."
             )
-        thop = "no figure by thop" if blind else f"{claims.thop:,} FLOPs by thop"
-        told.append(f"claimed by its metadata: {thop}, {claims.macs:,} MACs, {claims.params:,} params")
-        told.append(f"activations at their peak: {memory:,} B in the file's order, {claims.memory:,} B claimed")
-        params = max(claims.params, file.params)
-        cost = replace(cost, params=params, thop=claims.of("FLOPs"), memory=claims.memory)
-    if blind and counted:
-        notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
-    if not budget.latencies:
-        return _judge(path, budget, cost, [*told, *notes])
-    from compress.export import latency
-
-    return _judge(path, budget, cost, [*told, *notes], latency.measured(path, budget))
+    if claims.memory < memory:
+        raise ArtifactError(
+            f"{path}: its metadata claims {claims.memory:,} {MEMORY}, but {memory:,} were counted in it."
+        )
+    thop = "no figure by thop" if blind else f"{claims.thop:,} FLOPs by thop"
+    lines.append(f"claimed by its metadata: {thop}, {claims.macs:,} MACs, {claims.params:,} params")
+    lines.append(f"activations at their peak: {memory:,} B in the file's order, {claims.memory:,} B claimed")
+    params = max(claims.params, file.params)
+    return replace(cost, params=params, thop=claims.of("FLOPs"), memory=claims.memory), lines
 
 
-def _safetensors(path: Path, said: Any) -> Verdict:
+def _check_weights(path: Path, asked: Asked) -> Verdict:
     from safetensors import SafetensorError, safe_open
 
-    budget, notes = _budget(path, said, None)
+    budget, notes = _limits_for(path, asked, None)
     if others := [limit.text for limit in budget.limits if limit.unit != "params"]:
         raise UsageError(f"{path}: weights prove nothing about {', '.join(others)}; verify the model.onnx beside them.")
     try:
@@ -127,75 +143,62 @@ def _safetensors(path: Path, said: Any) -> Verdict:
             tensors = [file.get_slice(n) for n in file.keys() if not n.endswith(_STATISTICS)]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path}: not a whole safetensors file: {error}") from None
-    params = 0
-    for tensor in tensors:
-        size = 1
-        for n in tensor.get_shape():
-            size *= n
-        params += size if tensor.get_dtype() in _FLOATS else 0
-    told = f"counted in the header: {params:,} params (everything but the statistics of batch norms)"
-    return _judge(path, budget, Cost(params=params, macs=0, thop=0, bytes=0), [told, *notes])
+    params = sum(math.prod(tensor.get_shape()) for tensor in tensors if tensor.get_dtype() in _FLOATS)
+    line = f"counted in the header: {params:,} params (everything but the statistics of batch norms)"
+    return _judge(path, budget, Cost(params=params, macs=0, thop=0, bytes=0), [line, *notes])
 
 
-def _folder(path: Path, said: Any) -> Verdict:
+def _check_folder(path: Path, asked: Asked) -> Verdict:
     """Check model.onnx, and that report.json tells the truth about it and about every other file."""
     file, story = path / "model.onnx", path / "report.json"
     for needed in (file, story):
         if not needed.is_file():
             raise UsageError(f"{path}: holds no {needed.name}; give the output folder of a finished run.")
-    verdict = _onnx(file, said)
+    verdict = _check_onnx(file, asked)
     if verdict.code not in (0, 1):
         return verdict
-    try:
-        report = json.loads(story.read_bytes())
-        lies = _lies(path, report)
-        missed = _missed(report)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{story}: not a report, or a damaged one ({type(error).__name__}: {error}).") from None
-    if lies:
+    from compress.export.report import Report  # pydantic costs as much again as all else here
+
+    report = Report.read(story)
+    if lies := _lies(path, report):
         raise ArtifactError(f"{story}: does not agree with the files beside it: {'; '.join(lies)}.")
-    if missed and verdict.code == 0:
+    if report.accuracy.missed and verdict.code == 0:
+        reached, required = report.accuracy.val, report.accuracy.required
+        missed = f"not kept: validation accuracy {reached} is below the {required} that the recipe requires."
         return replace(verdict, code=1, lines=(missed, *verdict.lines))
     return verdict
 
 
-def _lies(path: Path, report: Mapping[str, Any]) -> list[str]:
+def _lies(path: Path, report: "Report") -> list[str]:
     """Say where a report and the files disagree, in the order of a reader's interest."""
     from compress.export import onnx_file
 
     file = path / "model.onnx"
     known = onnx_file.metadata(onnx_file.read(file))
-    cost, claims = report["cost"], known.get("claims", {}) | {"bytes": file.stat().st_size}
+    cost, claims = report.cost.plain(), known.get("claims", {}) | {"bytes": file.stat().st_size}
     if claims.get("thop", 0) is None:  # thop is blind to layers of this network: its figure is below the MACs
         claims["thop"] = min(cost["thop"], cost["macs"] - 1)
     lies = [f"{k} {cost[k]:,} and in model.onnx {v:,}" for k, v in sorted(claims.items()) if cost[k] != v]
-    if report["base"] != known.get("base"):
+    if report.base.plain() != known.get("base"):
         lies.append("the base model's cost is another one in model.onnx")
-    for row in report["budget"]:
-        value = row["value"] if threads(row["unit"]) else Cost(**cost).of(row["unit"])
-        if (row["value"], row["pass"]) != (value, value <= row["limit"]):
-            lies.append(f"the row of {row['text']!r} says {row['value']:,}, {'kept' if row['pass'] else 'not kept'}")
-    if report["verdict"]["code"] == 0 and any(not row["pass"] for row in report["budget"] if row["level"] == "error"):
+    for row in report.budget:
+        value = row.value if threads(row.unit) else report.cost.cost().of(row.unit)
+        if (row.value, row.kept) != (value, value <= row.limit):
+            lies.append(f"the row of {row.text!r} says {row.value:,}, {'kept' if row.kept else 'not kept'}")
+    if report.verdict.code == 0 and any(row.broken for row in report.budget):
         lies.append("it says that the budget is kept and shows that it is not")
-    for name, check in report["parity"].items():
+    for name, file_then in report.parity.items():
         if not (path / name).is_file():
             lies.append(f"{name} is missing")
-        elif digest(path / name) != check["sha256"]:
+        elif digest(path / name) != file_then.sha256:
             lies.append(f"{name} is not the file that was checked")
     return lies
 
 
-def _missed(report: Mapping[str, Any]) -> str:
-    """Say that the run missed the accuracy that its recipe requires; nothing when it did not."""
-    reached, required = report["accuracy"]["val"], report["accuracy"]["required"]
-    if required is None or (reached is not None and reached >= required):
-        return ""
-    return f"not kept: validation accuracy {reached} is below the {required} that the recipe requires."
-
-
 def _judge(
-    path: Path, budget: Budget, cost: Cost, told: list[str], measured: Mapping[str, Latency] | None = None
+    path: Path, budget: Budget, cost: Cost, notes: list[str], measured: Mapping[str, Latency] | None = None
 ) -> Verdict:
+    """Hold a cost against every limit; `notes` are said behind the limits."""
     rows = budget.rows(cost, measured)
     kept = all(row["pass"] for row in rows if row["level"] == "error")
     lines = [f"{path}: {'keeps' if kept else 'does not keep'} {', '.join(limit.text for limit in budget.limits)}."]
@@ -205,20 +208,20 @@ def _judge(
         lines.append(f"{text}: {word}, {show(value, unit)} = {value:,} of {row['limit']:,} {unit}")
         if "runs" in row:
             spread = span(row["spread"], unit)
-            told.append(f"{text}: {row['runs']:,} runs on {row['processor']}, 80 % of them within {spread}")
-    return Verdict(0 if kept else 1, (*lines, *told), tuple(rows))
+            notes.append(f"{text}: {row['runs']:,} runs on {row['processor']}, 80 % of them within {spread}")
+    return Verdict(0 if kept else 1, (*lines, *notes), tuple(rows))
 
 
-def _budget(path: Path, said: Any, base: Cost | None) -> tuple[Budget, list[str]]:
-    if isinstance(said, Budget):
-        return said, []
-    shares = [amount.text for amount, _ in amounts(said, finished=True) if amount.share is not None]
+def _limits_for(path: Path, asked: Asked, base: Cost | None) -> tuple[Budget, list[str]]:
+    if isinstance(asked, Budget):
+        return asked, []
+    shares = [amount.text for amount, _ in amounts(asked, finished=True) if amount.share is not None]
     if shares and base is None:
         raise UsageError(
             f"{path}: {shares[0]!r} is a share of a base model that this file does not name; write a count."
         )
     notes = [f"{', '.join(shares)}: of the base model as the metadata claims it"] if shares else []
-    return Budget.parse(said, base, finished=True), notes
+    return Budget.parse(asked, base, finished=True), notes
 
 
 def _claims(path: Path, claims: Any, file: "FileCost") -> tuple[Cost | None, bool]:
@@ -229,10 +232,10 @@ def _claims(path: Path, claims: Any, file: "FileCost") -> tuple[Cost | None, boo
     if isinstance(claims, dict):
         blind = claims.get("thop", 0) is None
         claims = {"memory": file.memory or 0} | claims | {"bytes": file.bytes} | ({"thop": 0} if blind else {})
-    return _cost(path, claims), blind
+    return _cost_from(path, claims), blind
 
 
-def _cost(path: Path, claims: Any) -> Cost:
+def _cost_from(path: Path, claims: Any) -> Cost:
     """Read a cost from metadata: whole numbers that are not negative, or it is no evidence."""
     names = ("params", "macs", "thop", "bytes", "memory")
     claims = {"memory": 0} | claims if isinstance(claims, dict) else claims  # what the first files did not count

@@ -2,7 +2,8 @@
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.budget.limits import Budget, Cost
+from compress.budget.limits import Budget, Cost, Latency
 from compress.console import in_short, percent, result_lines, say, table, telling
+from compress.export.parts import Counted, StepRow
+from compress.export.report import Report, train_cost
 from compress.methods.adenel.settings import Adenel
 from compress.recipe.step import Tune
 from compress.training.events import Begun, Doing, Ended, Entered, Event, Note, Noted, Progress, Resumed, Warned
@@ -203,24 +206,23 @@ def test_few_widths_are_all_named_and_many_are_summed_up() -> None:
     assert in_short({str(n): 10 + n for n in range(40)}) == "10 to 49 in 40 spaces"
 
 
-def row(text: str, unit: str, value: int, limit: int, level: str = "error") -> dict[str, Any]:
-    kept = {"utilisation": value / limit, "pass": value <= limit}
-    return {"text": text, "unit": unit, "value": value, "limit": limit, "level": level, **kept}
+LIMITS = ["100MACs", {"limit": "9B", "level": "warn"}, "8params"]
+COST = Cost(params=4, macs=110, thop=110, bytes=10)
 
 
-REPORT: dict[str, Any] = {
-    "verdict": {"code": 1, "text": "not kept: 110 MACs of 100MACs"},
-    "budget": [row("100MACs", "MACs", 110, 100), row("9B", "B", 10, 9, "warn"), row("50% params", "params", 4, 8)],
-    "accuracy": {"metric": "top-1", "val": 0.5, "test": None, "required": 0.9},
-    "train_cost": {"images": 640, "share": 0.0421, "baseline": {"name": "vgg for 300 epochs"}},
-}
+@pytest.fixture
+def report(build: Callable[..., Report]) -> Report:
+    spent = train_cost(421, 640, base=Cost(1, 1, 1, 1), train_images=100, epochs=100, name="vgg for 300 epochs")
+    return build(LIMITS, cost=COST, val=0.5, test=None, required=0.9, train_cost=spent)
 
 
-def test_a_result_names_counters_accuracy_cost_files_and_the_command_that_guards_it(tmp_path: Any) -> None:
+def test_a_result_names_counters_accuracy_cost_files_and_the_command_that_guards_it(
+    tmp_path: Path, report: Report
+) -> None:
     (tmp_path / "model.onnx").touch()
-    lines = result_lines(tmp_path, REPORT)
-    assert lines[0] == "not kept: 110 MACs of 100MACs"
-    assert [line.split("  ")[0] for line in lines[2:5]] == ["100MACs", "9B", "50% params"]
+    lines = result_lines(tmp_path, report)
+    assert lines[0].startswith("not kept: 110 MACs of 100MACs")
+    assert [line.split("  ")[0] for line in lines[2:5]] == ["100MACs", "9B", "8params"]
     assert lines[2].endswith("  MACs, our count")
     assert "110.00 %  OVER" in lines[2]
     assert "111.11 %  over, a warning  bytes of model.onnx" in lines[3]
@@ -228,15 +230,26 @@ def test_a_result_names_counters_accuracy_cost_files_and_the_command_that_guards
     assert lines[5] == "accuracy: validation 50.00 % (required 90.00 %), no test images"
     assert lines[6] == "training: 4.21 % of vgg for 300 epochs"
     assert lines[7] == f"files: {tmp_path / 'model.onnx'}"
-    assert lines[8].endswith("--budget '100MACs, 50% params'")  # warnings guard nothing
+    assert lines[8].endswith("--budget '100MACs, 8params'")  # warnings guard nothing
 
 
-def test_a_result_of_several_methods_says_what_each_of_them_left(tmp_path: Any) -> None:
-    step = {"method": "lwp", "steps": 1200, "cost": {"params": 9, "macs": 42_000, "thop": 9}, "val": 0.5}
-    told = result_lines(tmp_path, REPORT | {"steps": [step | {"method": "autogrow", "val": None}, step]})
-    assert told[5:8] == [
+def test_a_result_says_how_a_latency_was_measured(tmp_path: Path, build: Callable[..., Report]) -> None:
+    latency = Latency(6_000_000, 5_100_000, 7_200_000, 1331, "a processor")
+    timed = build(["43MFLOPs", "5ms@onnxruntime-cpu/1"], {"ns@onnxruntime-cpu/1": latency})
+    line = result_lines(tmp_path, timed)[3]
+    assert line.split()[:5] == ["5ms@onnxruntime-cpu/1", "6,000,000", "5,000,000", "120.00", "%"]
+    assert line.endswith("  over, a warning  ns, median of 1,331 runs; 80 % took 5.1 ms to 7.2 ms")
+
+
+def test_a_result_of_several_methods_says_what_each_of_them_left(tmp_path: Path, report: Report) -> None:
+    counted = Counted(params=9, macs=42_000, thop=9)
+    step = StepRow(method="lwp", share=None, steps=1200, macs_images=5, cost=counted, val=0.5)
+    first = step.model_copy(update={"method": "autogrow", "val": None})
+    lines = result_lines(tmp_path, report.model_copy(update={"steps": (first, step)}))
+    assert lines[5:8] == [
         "method    steps        MACs    params      val",
         "autogrow  1,200  42.0 kMACs  9 params",
         "lwp       1,200  42.0 kMACs  9 params  50.00 %",
     ]
-    assert result_lines(tmp_path, REPORT | {"steps": [step]}) == result_lines(tmp_path, REPORT)
+    alone = report.model_copy(update={"steps": (step,)})
+    assert result_lines(tmp_path, alone) == result_lines(tmp_path, report)

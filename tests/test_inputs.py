@@ -13,7 +13,7 @@ import compress
 from compress._plan import methods_of, plan
 from compress._run import develop, prepare, run
 from compress.errors import UsageError
-from compress.export.report_schema import SCHEMA
+from compress.export.report import report_schema
 from compress.recipe import settings
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct
@@ -73,7 +73,7 @@ def recipe(**said: Any) -> Recipe:
 
 
 def test_a_net_of_two_inputs_goes_the_whole_way() -> None:
-    told = run(recipe(export=settings.Export(bake_preprocessing=True)), out="out").report
+    told = run(recipe(export=settings.Export(bake_preprocessing=True)), out="out").report.plain()
     assert told["verdict"]["code"] == 0
     assert told["landing"]["utilisation"] > 0.97
     assert told["accuracy"]["test"] > 0.95  # by one input alone: a half
@@ -178,6 +178,6 @@ def test_shapes_that_are_not_those_of_the_data_are_told() -> None:
 
 
 def test_the_published_schema_knows_further_inputs() -> None:
-    said = SCHEMA["properties"]["preprocessing"]
-    assert "others" in said["properties"]
-    assert "others" not in said["required"]
+    table = report_schema()["$defs"]["Preprocessing"]
+    assert "others" in table["properties"]
+    assert "others" not in table["required"]

@@ -22,7 +22,7 @@ from compress._plan import methods_of, plan
 from compress._run import Result, develop, prepare, run
 from compress.budget.units import MEMORY, UNITS, show
 from compress.errors import ArtifactError, Infeasible, Interrupted, UsageError
-from compress.export.report_schema import SCHEMA
+from compress.export.report import report_schema
 from compress.models import vgg
 from compress.recipe.settings import Recipe
 from compress.training import checkpoint
@@ -134,7 +134,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def test_a_run_leaves_a_folder_whose_report_keeps_its_schema(finished: Finished) -> None:
-    folder, told = finished.result.folder, finished.result.report
+    folder, told = finished.result.folder, finished.result.report.plain()
     models = {"model.onnx", "model.pt2", "model.py", "model.safetensors"}
     assert {path.name for path in folder.iterdir()} == models | {
         "recipe.yaml", "report.json", "report.md", "history.svg",
@@ -142,7 +142,7 @@ def test_a_run_leaves_a_folder_whose_report_keeps_its_schema(finished: Finished)
     assert "](history.svg)" in (folder / "report.md").read_text()
     assert list(folder.parent.iterdir()) == [folder]
     assert json.loads((folder / "report.json").read_text()) == told
-    jsonschema.validate(told, SCHEMA)
+    jsonschema.validate(told, report_schema())
     assert finished.result.code == 0
     assert told["budget"][0]["value"] == told["cost"]["macs"] <= 60_000
     assert told["cost"]["bytes"] == (folder / "model.onnx").stat().st_size
@@ -158,7 +158,7 @@ def test_a_run_leaves_a_folder_whose_report_keeps_its_schema(finished: Finished)
 
 
 def test_the_training_cost_is_the_sum_over_all_steps_of_the_network_at_that_step(finished: Finished) -> None:
-    told = finished.result.report
+    told = finished.result.report.plain()
     total = images = 0
     for now, then in zip(told["history"], told["history"][1:], strict=False):
         if "widths" in now:
@@ -178,7 +178,7 @@ def test_the_events_of_a_run_are_told_in_order(finished: Finished) -> None:
     kinds = list(dict.fromkeys(map(type, finished.events)))
     assert kinds == [Begun, Entered, Noted, Progress, Ended, Doing]
     history = [event.note.row for event in finished.events if isinstance(event, Noted)]
-    assert history == finished.result.report["history"]
+    assert history == finished.result.report.plain()["history"]
 
 
 def test_no_file_of_a_run_holds_a_pickle(finished: Finished) -> None:
@@ -220,12 +220,12 @@ def test_a_resumed_run_ends_in_the_same_bytes_and_says_where_it_went_on(finished
     assert (work / checkpoint.FILE).read_bytes() == saved
     result = run(recipe(), out=out, resume=True, listen=told.append)
     assert Resumed(20) in told
-    assert result.report["resumed_from"] == 20
+    assert result.report.resumed_from == 20
     assert not work.exists()
     for name in ("model.safetensors", "model.onnx", "model.pt2", "model.py", "recipe.yaml", "history.svg"):
         assert (out / name).read_bytes() == (finished.result.folder / name).read_bytes(), name
     for key in ("cost", "accuracy", "train_cost", "history", "spaces", "budget"):
-        assert result.report[key] == finished.result.report[key]
+        assert getattr(result.report, key) == getattr(finished.result.report, key)
 
 
 def test_a_resume_with_nothing_saved_starts_afresh_and_says_so(ends: Ends) -> None:

@@ -17,7 +17,7 @@ from compress.budget.memory import Operation, moments
 from compress.budget.units import MEMORY
 from compress.budget.widths import land
 from compress.export import onnx_count
-from compress.export.artifact import _export, _to_onnx
+from compress.export.translate import to_onnx, to_program
 from compress.reading.graph import read
 from compress.reading.measure import measure
 from compress.surgery.widths import Surgeon, survey
@@ -241,7 +241,7 @@ def in_the_file(model: nn.Module, shape: Shape) -> int | None:
             nn.init.uniform_(tensor, 0.5, 1.5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own insides
-        return onnx_count.count(_to_onnx(_export(model.eval(), torch.zeros(2, *shape)), ["images"])).memory
+        return onnx_count.count(to_onnx(to_program(model.eval(), torch.zeros(2, *shape)), ["images"])).memory
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "gates", "silu", "read again", "resnet, convolved"])

@@ -19,7 +19,11 @@ from torch import nn
 from compress.budget.limits import Budget, Cost, Latency
 from compress.errors import ArtifactError, UsageError
 from compress.export import artifact, latency, onnx_file
+from compress.export.parity import MODELS, TOLERANCE, outputs_of, parity_of, read_back
+from compress.export.parts import Preprocessing
+from compress.export.translate import to_onnx, to_program
 from compress.export.verify import digest, verify
+from compress.export.weights import load
 from compress.reading.measure import measure
 from compress.surgery.finalize import Compact
 from compress.surgery.structure import Structure, construct
@@ -27,6 +31,8 @@ from compress.surgery.structure import Structure, construct
 SHAPE = (3, 8, 8)
 BASE = Cost(10**6, 10**7, 10**7, 10**7)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+NAMES = {"mean": MEAN, "std": STD, "classes": "abcde"}
+PLAIN, BAKED = (Preprocessing.of_inputs([SHAPE], baked=baked, **NAMES) for baked in (False, True))
 IMAGES = torch.randint(0, 256, (70, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 OPTIONS = {"pools": [1], "hidden": [], "size": 8, "last_pool": "global", "classes": 5}
 MINE = """
@@ -66,9 +72,7 @@ def compact(factory: str, model: nn.Module, args: dict) -> Compact:
 def write(folder: Path, net: Compact, **options: object) -> artifact.Written:
     given = {
         "budget": Budget.parse("9MMACs"),
-        "mean": MEAN,
-        "std": STD,
-        "classes": "abcde",
+        "preprocessing": PLAIN,
         "recipe_text": f"data: {{path: {folder}/x.npz}}\n",
     }
     return artifact.write(net, folder, base=BASE, images=IMAGES, **(given | options))
@@ -95,7 +99,7 @@ def mine(tmp_path_factory):
     (place / "net.py").write_text(MINE)
     model = lively(construct("./net.py:Mine", {"width": 6}, place))
     net = compact("./net.py:Mine", model, {"width": 8})
-    return folder, net, write(folder, net, source=place, bake_preprocessing=True)
+    return folder, net, write(folder, net, source=place, preprocessing=BAKED)
 
 
 def logits(model: nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
@@ -105,24 +109,25 @@ def logits(model: nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
 
 
 def test_every_file_computes_what_the_network_computes(written):
-    folder, found = written
-    assert (
-        sorted(found.parity)
-        == sorted(path.name for path in folder.glob("model.*"))
-        == sorted([*artifact.MODELS, "model.py"])
-    )
-    assert found.notes == ()
-    for name, check in found.parity.items():
-        assert check["top1_equal"]
-        assert check["max_rel"] <= artifact.TOLERANCE
-        assert check["images"] == len(IMAGES)
-        assert (check["bytes"], check["sha256"]) == ((folder / name).stat().st_size, digest(folder / name))
+    folder, made = written
+    assert sorted(made.parity) == sorted(path.name for path in folder.glob("model.*")) == sorted([*MODELS, "model.py"])
+    assert made.notes == ()
+    for name, check in made.parity.items():
+        assert check.top1_equal
+        assert check.max_rel <= TOLERANCE
+        assert check.images == len(IMAGES)
+        assert (check.bytes, check.sha256) == ((folder / name).stat().st_size, digest(folder / name))
+
+
+def saved(net: Compact, folder: Path) -> tuple[Cost, list[str]]:
+    """The model files alone, not read back."""
+    network = artifact.contiguous(net.model)
+    return artifact.save_models(network, net, folder, budget=Budget.parse("9MMACs"), base=BASE, preprocessing=PLAIN)
 
 
 def test_equal_networks_give_equal_bytes(net, written, tmp_path):
-    again = artifact._plain(net.model), net, tmp_path, Budget.parse("9MMACs"), BASE, written[1].preprocessing
-    assert artifact._save_models(*again) == (written[1].cost, [])
-    for name in (*artifact.MODELS, "model.py"):
+    assert saved(net, tmp_path) == (written[1].cost, [])
+    for name in (*MODELS, "model.py"):
         assert (written[0] / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
@@ -166,13 +171,13 @@ def test_weights_carry_one_metadata_key_of_sorted_json_with_the_structure_alone(
 
 
 def test_the_cost_is_confirmed_on_the_files(net, written):
-    folder, found = written
-    assert found.cost.bytes == (folder / "model.onnx").stat().st_size <= net.cost.bytes
-    assert (found.cost.macs, found.cost.params, found.cost.thop) == (net.cost.macs, net.cost.params, net.cost.thop)
+    folder, made = written
+    assert made.cost.bytes == (folder / "model.onnx").stat().st_size <= net.cost.bytes
+    assert (made.cost.macs, made.cost.params, made.cost.thop) == (net.cost.macs, net.cost.params, net.cost.thop)
     counted = onnx_file.count(folder / "model.onnx")
     # both batch norms are folded: their weights and biases go, and a bias appears at each convolution
     assert (counted.macs, counted.params) == (net.cost.macs, net.cost.params - (5 + 7))
-    assert found.rows == Budget.parse("9MMACs").rows(found.cost)
+    assert [row.plain() for row in made.rows] == Budget.parse("9MMACs").rows(made.cost)
 
 
 def test_of_two_counts_of_the_peak_of_activations_the_larger_is_written(net, written, tmp_path):
@@ -180,24 +185,23 @@ def test_of_two_counts_of_the_peak_of_activations_the_larger_is_written(net, wri
     assert written[1].cost.memory == net.cost.memory == counted
     for ours, told in ((counted - 4, counted), (counted + 4, counted + 4)):
         other = replace(net, cost=replace(net.cost, memory=ours))
-        rest = tmp_path, Budget.parse("9MMACs"), BASE, written[1].preprocessing
-        assert artifact._save_models(artifact._plain(net.model), other, *rest)[0].memory == told
+        assert saved(other, tmp_path)[0].memory == told
         assert [verify(tmp_path / "model.onnx", f"{n}B@activations").code for n in (told, told - 1)] == [0, 1]
 
 
 def test_latencies_are_measured_once_all_files_are_written(net, tmp_path, monkeypatch):
     asked = []
 
-    def measure(path, threads):
+    def time_file(path, threads):
         asked.append((threads, sorted(p.name for p in path.parent.iterdir())))
         return Latency(7, 5, 9, 30, "a processor")
 
-    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr(latency, "time_file", time_file)
     monkeypatch.setattr(artifact, "read_back", lambda *_: {})
     budget = Budget.parse("9MMACs, 5ns@onnxruntime-cpu/2, 7ns@onnxruntime-cpu/4")
-    found = write(tmp_path, net, budget=budget)
-    assert asked == [(threads, sorted([*artifact.MODELS, "model.py", "recipe.yaml"])) for threads in (2, 4)]
-    assert [(row["value"], row["pass"]) for row in found.rows[1:]] == [(7, False), (7, True)]
+    made = write(tmp_path, net, budget=budget)
+    assert asked == [(threads, sorted([*MODELS, "model.py", "recipe.yaml"])) for threads in (2, 4)]
+    assert [(row.value, row.kept) for row in made.rows[1:]] == [(7, False), (7, True)]
 
 
 def test_a_written_network_can_be_verified_without_any_of_this(written):
@@ -210,10 +214,10 @@ def test_a_written_network_can_be_verified_without_any_of_this(written):
 
 
 def test_the_onnx_file_says_how_its_input_is_prepared(written, mine):
-    for (folder, found), baked in (((written[0], written[1]), False), ((mine[0], mine[2]), True)):
+    for (folder, made), baked in (((written[0], written[1]), False), ((mine[0], mine[2]), True)):
         said = onnx_file.metadata(onnx_file.read(folder / "model.onnx"))
         assert set(said) == {"base", "budget", "claims", "preprocessing", "structure", "versions"}
-        assert json.loads(json.dumps(found.preprocessing)) == said["preprocessing"]
+        assert made.preprocessing.plain() == said["preprocessing"]
         assert said["preprocessing"] == {
             "layout": "NCHW",
             "shape": list(SHAPE),
@@ -229,20 +233,20 @@ def test_the_onnx_file_says_how_its_input_is_prepared(written, mine):
 def test_baked_preprocessing_takes_raw_pixels_and_costs_nothing(mine):
     import onnxruntime
 
-    folder, net, found = mine
+    folder, net, made = mine
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     (out,) = session.run(["logits"], {"images": IMAGES[:3].float().numpy()})
     np.testing.assert_allclose(out, logits(net.model, IMAGES[:3]), rtol=1e-4, atol=1e-4)
     assert onnx_file.count(folder / "model.onnx").macs == net.cost.macs
     assert verify(folder / "model.onnx", f"{net.cost.params}params").code == 0
-    assert found.parity["model.onnx"]["top1_equal"]
+    assert made.parity["model.onnx"].top1_equal
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
 def test_a_network_of_our_models_loads_as_its_own_class(net, written):
-    model = artifact.load(written[0])
+    model = load(written[0])
     assert type(model) is type(net.model)
     assert not model.training
     assert torch.equal(logits(model), logits(net.model))
@@ -258,7 +262,7 @@ def test_a_users_network_loads_as_its_program_and_runs_no_code_of_his(mine, tmp_
     folder, net, _ = mine
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text("raise RuntimeError('this must not run')")
-    model = artifact.load(folder)
+    model = load(folder)
     assert isinstance(model, nn.Module)
     assert model.eval() is model
     assert not nn.Sequential(model).eval().training
@@ -271,7 +275,7 @@ def test_a_users_network_loads_as_its_class_with_its_factory_or_with_trust(mine,
     folder, net, _ = mine
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(MINE)
-    for model in (artifact.load(folder, factory=type(net.model)), artifact.load(folder, trust=True)):
+    for model in (load(folder, factory=type(net.model)), load(folder, trust=True)):
         assert type(model).__name__ == "Mine"
         assert model.twin.weight is model.head.weight
         assert torch.equal(logits(model), logits(net.model))
@@ -279,14 +283,14 @@ def test_a_users_network_loads_as_its_class_with_its_factory_or_with_trust(mine,
 
 def test_another_factory_is_refused(mine):
     with pytest.raises(ArtifactError, match="does not build the stored network"):
-        artifact.load(mine[0], factory=lambda width: nn.Linear(3, width))
+        load(mine[0], factory=lambda width: nn.Linear(3, width))
 
 
 def test_what_is_no_output_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
-        artifact.load(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
     with pytest.raises(ArtifactError, match="no such file"):
-        artifact.load(tmp_path)
+        load(tmp_path)
 
 
 def test_broken_and_foreign_weights_are_refused(written, tmp_path):
@@ -295,23 +299,23 @@ def test_broken_and_foreign_weights_are_refused(written, tmp_path):
     for broken in (b"", b"\x89PNG" * 9, data[:7], data[:200], data[:-1], data + b"\0", foreign):
         (tmp_path / "model.safetensors").write_bytes(broken)
         with pytest.raises(ArtifactError, match=r"model\.safetensors"):
-            artifact.load(tmp_path)
+            load(tmp_path)
 
 
 def test_weights_of_another_network_are_refused(net, tmp_path):
     other = {"structure": net.structure.to_json() | {"args": {"widths": [8], **OPTIONS}}}
     safetensors.torch.save_file(net.model.state_dict(), tmp_path / "model.safetensors", {"compress": json.dumps(other)})
     with pytest.raises(ArtifactError, match="does not build the stored network"):
-        artifact.load(tmp_path)
+        load(tmp_path)
 
 
 def test_a_broken_program_is_refused(mine, tmp_path):
     shutil.copy(mine[0] / "model.safetensors", tmp_path)
     with pytest.raises(ArtifactError, match="no such file"):
-        artifact.load(tmp_path)
+        load(tmp_path)
     (tmp_path / "model.pt2").write_bytes((mine[0] / "model.pt2").read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="not an exported program"):
-        artifact.load(tmp_path)
+        load(tmp_path)
 
 
 # ---- files that do not compute what they should ---------------------------------------------------------------------
@@ -326,22 +330,22 @@ def test_an_onnx_file_with_other_weights_is_found_by_running_it(copied):
     net = onnx_file.read(copied / "model.onnx")
     weight = next(t for t in net.graph.initializer if t.name.endswith("head.weight") or len(t.dims) == 2)
     weight.raw_data = (np.frombuffer(weight.raw_data, np.float32) * -1).tobytes()
-    onnx_file.save(onnx_file.stamp(net, onnx_file.metadata(net)), copied / "model.onnx")
+    onnx_file.write_sealed(onnx_file.stamp(net, onnx_file.metadata(net)), copied / "model.onnx")
     assert verify(copied / "model.onnx", "9MMACs").code == 0  # it is whole and keeps its budget: only running it tells
     with pytest.raises(ArtifactError, match=r"model\.onnx: does not compute .* of 70 images change their top-1"):
-        artifact.read_back(copied, IMAGES)
+        read_back(copied, IMAGES)
 
 
 def test_a_file_that_cannot_be_run_is_named(copied):
     (copied / "model.onnx").write_bytes(b"PK\x03\x04")
     with pytest.raises(ArtifactError, match=r"model\.onnx: cannot be run in a fresh process: .*INVALID_PROTOBUF"):
-        artifact._run(copied, {"model.onnx": np.zeros((1, *SHAPE), np.float32)}, source=None)
+        outputs_of(copied, {"model.onnx": np.zeros((1, *SHAPE), np.float32)}, source=None)
 
 
 def test_a_missing_file_is_named(copied):
     (copied / "model.pt2").unlink()
     with pytest.raises(ArtifactError, match=r"model\.pt2 missing"):
-        artifact.read_back(copied, IMAGES)
+        read_back(copied, IMAGES)
 
 
 @pytest.mark.parametrize(("off", "fine"), [(0.9e-4, True), (1.1e-4, False)])
@@ -350,24 +354,24 @@ def test_logits_may_differ_by_a_ten_thousandth_of_the_largest(off, fine, tmp_pat
     truth = np.array([[1, 10], [3, -2]], np.float32)
     got = truth + np.array([[0, 10 * off], [0, 0]], np.float32)
     if fine:
-        assert artifact._compare(tmp_path / "model.onnx", got, truth)["max_rel"] == pytest.approx(off, rel=0.01)
+        assert parity_of(tmp_path / "model.onnx", got, truth).max_rel == pytest.approx(off, rel=0.01)
     else:
         with pytest.raises(ArtifactError, match="0 of 2 images change"):
-            artifact._compare(tmp_path / "model.onnx", got, truth)
+            parity_of(tmp_path / "model.onnx", got, truth)
 
 
 def test_a_change_of_top_1_is_refused_however_small(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"any")
     truth = np.array([[1, 1 + 1e-6], [3, -2]], np.float32)
     with pytest.raises(ArtifactError, match="1 of 2 images change"):
-        artifact._compare(tmp_path / "model.onnx", truth[:, ::-1] * [[1], [-1]], truth)
+        parity_of(tmp_path / "model.onnx", truth[:, ::-1] * [[1], [-1]], truth)
 
 
 def test_logits_that_are_no_numbers_are_refused(tmp_path):
     truth = np.ones((2, 2), np.float32)
     for got in (np.full((2, 2), np.nan, np.float32), np.ones((2, 3), np.float32)):
         with pytest.raises(ArtifactError, match="finite"):
-            artifact._compare(tmp_path / "model.onnx", got, truth)
+            parity_of(tmp_path / "model.onnx", got, truth)
 
 
 def test_a_network_that_costs_more_than_it_claims_is_not_written(net, tmp_path):
@@ -380,8 +384,8 @@ def test_a_network_that_costs_more_than_it_claims_is_not_written(net, tmp_path):
 def test_writing_is_quiet(net, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        program = artifact._export(net.model, torch.randn(2, *SHAPE))
-        model = artifact._to_onnx(program, ["images"])
+        program = to_program(net.model, torch.randn(2, *SHAPE))
+        model = to_onnx(program, ["images"])
     assert isinstance(model, onnx.ModelProto)
     assert capfd.readouterr() == ("", "")
 
@@ -395,7 +399,7 @@ class Fixed(nn.Module):
 
 def test_a_network_that_cannot_be_exported_is_refused_in_a_sentence():
     with pytest.raises(ArtifactError, match="cannot be traced by torch"):
-        artifact._export(Fixed(), torch.randn(2, *SHAPE))
+        to_program(Fixed(), torch.randn(2, *SHAPE))
 
 
 def test_the_package_imports_no_torch():

@@ -222,7 +222,7 @@ METADATA = {"zeta": [1, 2.5], "claims": {"macs": 3, "b": None, "a": "é"}}
 
 
 def write(path: Path, net: onnx.ModelProto = SMALL) -> Path:
-    onnx_file.save(onnx_file.stamp(onnx_file.clean(net), METADATA), path)
+    onnx_file.write_sealed(onnx_file.stamp(onnx_file.clean(net), METADATA), path)
     onnx_file.read(path)  # whole to begin with
     return path
 

@@ -16,16 +16,22 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.budget.limits import Budget, Cost
-from compress.export import artifact
+from compress.export import artifact, parity
+from compress.export.parity import MODELS
+from compress.export.parts import Preprocessing
 from compress.export.source.spelling import Unspelled
 from compress.export.source.text import FILE, spell_out, wrap
+from compress.export.translate import to_program
+from compress.export.weights import tensors_of
 from compress.reading.measure import measure
 from compress.surgery.finalize import Compact
 from compress.surgery.structure import Structure, construct
 from compress.surgery.widths import Surgeon, survey
 
 SHAPE = (3, 8, 8)
-PREPROCESSING = {"shape": list(SHAPE), "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+PREPROCESSING = Preprocessing.of_inputs(
+    [SHAPE], mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3], classes="abcd", baked=False
+)
 IMAGES = torch.randint(0, 256, (5, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -66,9 +72,9 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def text_of(model: nn.Module) -> str:
-    network = artifact._plain(model)
-    program = artifact._export(network, torch.zeros(2, *SHAPE))
-    return spell_out(program, network, artifact._tensors(network).keys(), PREPROCESSING)
+    network = artifact.contiguous(model)
+    program = to_program(network, torch.zeros(2, *SHAPE))
+    return spell_out(program, network, tensors_of(network).keys(), PREPROCESSING.plain())
 
 
 @cache
@@ -82,7 +88,7 @@ def rebuilt(source: str, model: nn.Module) -> nn.Module:
     module.__file__ = FILE
     exec(source, module.__dict__)
     made = module.Model()
-    made.load_state_dict(artifact._tensors(model), strict=True)
+    made.load_state_dict(tensors_of(model), strict=True)
     return made.eval()
 
 
@@ -343,8 +349,8 @@ def place(tmp_path_factory):
 def write(model: nn.Module, folder: Path, structure: Structure, source: Path | None = None) -> artifact.Written:
     net = Compact(model, structure, measure(model, SHAPE), SHAPE, drift=0.0, removed={})
     budget, base = Budget.parse("9MMACs"), Cost(10**6, 10**7, 10**7, 10**7)
-    texts = {"mean": PREPROCESSING["mean"], "std": PREPROCESSING["std"], "classes": "abcd", "recipe_text": "{}"}
-    return artifact.write(net, folder, budget=budget, base=base, images=IMAGES, source=source, **texts)
+    options = {"preprocessing": PREPROCESSING, "recipe_text": "{}", "source": source}
+    return artifact.write(net, folder, budget=budget, base=base, images=IMAGES, **options)
 
 
 def test_every_file_reloads_in_an_environment_that_lacks_what_it_does_not_need(place):
@@ -376,9 +382,9 @@ def test_without_the_file_the_others_are_written_and_the_report_says_why(tmp_pat
     structure = Structure.read(model, f"{__name__}:never", {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Structure, "build", lambda *_: model)
-        patch.setattr(artifact, "_run", same_logits(model))
+        patch.setattr(parity, "outputs_of", same_logits(model))
         written = write(model, tmp_path, structure)
-    assert sorted(written.parity) == sorted(artifact.MODELS)
+    assert sorted(written.parity) == sorted(MODELS)
     assert not (tmp_path / FILE).exists()
     assert len(written.notes) == 1
     assert written.notes[0].startswith(
@@ -387,7 +393,7 @@ def test_without_the_file_the_others_are_written_and_the_report_says_why(tmp_pat
 
 
 def test_no_run_fails_for_a_network_that_nobody_thought_of():
-    text, notes = artifact._spell_out(None, user_block(), {}, PREPROCESSING)
+    text, notes = artifact.spelled_out(None, user_block(), {}, PREPROCESSING)
     assert text == ""
     assert len(notes) == 1
     assert notes[0].startswith("model.py is left out: the network could not be written in plain torch (")
@@ -397,7 +403,7 @@ def test_a_file_that_computes_something_else_is_taken_away(tmp_path):
     model = lively(user_block())
     structure = Structure.read(model, f"{__name__}:never", {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifact, "_run", same_logits(model, wrong=FILE))
+        patch.setattr(parity, "outputs_of", same_logits(model, wrong=FILE))
         written = write(model, tmp_path, structure)
     assert FILE not in written.parity
     assert not (tmp_path / FILE).exists()

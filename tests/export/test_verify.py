@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from safetensors.numpy import save_file
 
 from compress.budget.limits import Budget, Cost
 from compress.errors import UsageError
-from compress.export import latency, onnx_file, report
+from compress.export import latency, onnx_file
+from compress.export.page import write_report
+from compress.export.report import Report, rows_of
 from compress.export.verify import digest, verify
 
 MACS = 4 * 36 * 27 + 144 * 10  # a 3x3 convolution of 3 to 4 channels on 8x8 images, then 144 to 10
 PARAMS = 4 * 27 + 144 * 10  # in the file: its batch norm is folded away
 PEAK = 4 * (3 * 64 + 4 * 36)  # bytes of the image and of what is made of it
 BASE = Cost(params=10 * PARAMS, macs=10 * MACS, thop=11 * MACS, bytes=100_000, memory=10 * PEAK)
+Build = Callable[..., Report]
 CLAIMS = {"macs": MACS, "memory": PEAK + 40, "params": PARAMS + 8, "thop": MACS + 4 * 4 * 36}
 FLOPS = CLAIMS["thop"]
 
@@ -50,7 +53,7 @@ def write(path: Path, kind: str = "Conv", **metadata: Any) -> Path:
     base = {"params": BASE.params, "macs": BASE.macs, "thop": BASE.thop, "bytes": BASE.bytes, "memory": BASE.memory}
     topics = {"claims": CLAIMS, "base": base} | metadata
     stamped = onnx_file.stamp(onnx_file.clean(network(kind)), {k: v for k, v in topics.items() if v is not None})
-    onnx_file.save(stamped, path)
+    onnx_file.write_sealed(stamped, path)
     return path
 
 
@@ -164,8 +167,8 @@ assert "torch" not in sys.modules
 
 
 def test_a_verdict_is_plain_json(file):
-    told = json.loads(json.dumps(verify(file, "1MMACs").to_json(), allow_nan=False))
-    assert (told["code"], told["kept"], told["budget"][0]["value"]) == (0, True, MACS)
+    plain = json.loads(json.dumps(verify(file, "1MMACs").to_json(), allow_nan=False))
+    assert (plain["code"], plain["kept"], plain["budget"][0]["value"]) == (0, True, MACS)
 
 
 # ---- files that belie themselves ------------------------------------------------------------------------------------
@@ -309,8 +312,8 @@ def test_broken_weights_are_4(weights):
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 
-def told(folder: Path, **changes: Any) -> dict[str, Any]:
-    """The report on the files of a folder; keywords go to `report.build`."""
+def whole(build: Build, folder: Path, **changes: Any) -> Report:
+    """The report on the files of a folder; keywords go to `build`."""
     size = (folder / "model.onnx").stat().st_size
     cost = Cost(CLAIMS["params"], MACS, FLOPS, size, CLAIMS["memory"])
     parity = {
@@ -318,32 +321,13 @@ def told(folder: Path, **changes: Any) -> dict[str, Any]:
                     "top1_equal": True}
         for path in sorted(folder.glob("model.*"))
     }  # fmt: skip
-    given: dict[str, Any] = {
-        "budget": Budget.parse(f"{FLOPS}FLOPs").rows(cost),
-        "cost": cost,
-        "base": BASE,
-        "val": 0.9,
-        "test": 0.8,
-        "required": None,
-        "train_cost": report.train_cost(5, 5, base=BASE, train_images=5, epochs=1, name=None),
-        "drift": 0.0,
-        "parity": parity,
-        "preprocessing": {"shape": [3, 8, 8], "range": [0, 255], "mean": [], "std": [], "baked": True},
-        "spaces": [],
-        "history": [],
-        "seeds": {"seed": 0},
-        "data": {"name": "digits", "counts": {}, "digest": ""},
-        "environment": report.environment(device="cpu", threads=1),
-        "command": "compress run",
-        "seconds": 1.0,
-    }
-    return report.build(**(given | changes))
+    return build(f"{FLOPS}FLOPs", cost=cost, base=BASE, val=0.9, parity=parity, **changes)
 
 
 @pytest.fixture
-def folder(tmp_path, weights):
+def folder(tmp_path, weights, build):
     write(tmp_path / "model.onnx")
-    report.save(tmp_path, told(tmp_path))
+    write_report(whole(build, tmp_path), tmp_path)
     return tmp_path
 
 
@@ -352,8 +336,8 @@ def test_a_folder_whose_report_tells_the_truth_is_judged_by_its_file(folder):
     assert verify(folder, f"{FLOPS - 1}FLOPs").code == 1
 
 
-def test_a_folder_of_a_run_that_missed_its_accuracy_is_1(folder):
-    report.save(folder, told(folder, required=0.95))
+def test_a_folder_of_a_run_that_missed_its_accuracy_is_1(folder, build):
+    write_report(whole(build, folder, required=0.95), folder)
     verdict = verify(folder, "1GFLOPs")
     assert (verdict.code, verdict.lines[0]) == (
         1, "not kept: validation accuracy 0.9 is below the 0.95 that the recipe requires.",
@@ -371,7 +355,14 @@ STORIES = {
     "other files": (("parity", "model.onnx", "sha256"), "0" * 64, r"model\.onnx is not the file"),
     "no cost": (("cost",), None, "not a report"),
     "no rows": (("budget",), None, "not a report"),
-    "text for a number": (("cost", "macs"), "few", "not a report"),
+    "text for a number": (
+        ("cost", "macs"),
+        "few",
+        r"not a report, or a damaged one \(report\.cost\.macs is 'few': input",
+    ),
+    "a key too many": (("surprise",), 1, "not a report"),
+    "half of a file": (("parity", "model.onnx"), {"bytes": 1}, r"not a report.*report\.parity\.model\.onnx\.sha256"),
+    "a digest that is none": (("parity", "model.onnx", "sha256"), "", "not a report"),
 }
 
 
@@ -387,6 +378,14 @@ def test_a_report_that_does_not_agree_with_the_files_is_4(case, folder):
     verdict = verify(folder, "1GFLOPs")
     assert verdict.code == 4
     assert re.search(why, verdict.lines[0])
+
+
+def test_a_report_that_keeps_a_budget_which_its_own_rows_break_is_4(folder, build):
+    over = rows_of(Budget.parse(f"{FLOPS - 1}FLOPs"), Cost(0, 0, FLOPS, 0), {})
+    write_report(whole(build, folder).model_copy(update={"budget": over}), folder)
+    verdict = verify(folder, "1GFLOPs")
+    assert verdict.code == 4
+    assert "it says that the budget is kept and shows that it is not" in verdict.lines[0]
 
 
 def test_files_swapped_for_others_are_4(folder):
@@ -421,13 +420,12 @@ def test_a_moved_folder_is_judged_the_same(folder, tmp_path_factory):
     assert verify(other, "1GFLOPs").code == 0
 
 
-def test_the_guard_starts_in_a_moment_and_needs_no_torch(file):
+def test_the_guard_needs_onnx_and_numpy_and_nothing_heavier(file):
+    heavy = {"torch", "onnxruntime", "pydantic", "matplotlib", "rich", "safetensors"}
     code = (
         "import sys; from compress.export.verify import verify; print(verify(sys.argv[1], '1MMACs').code);"
-        "assert not {'torch', 'onnxruntime', 'pydantic'} & set(sys.modules)"
+        f"assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     )
-    began = time.perf_counter()
     command = [sys.executable, "-c", code, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert done.stdout == "0\n"
-    assert time.perf_counter() - began < 5  # 0.4 s of work; the rest is room for a busy machine
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert (done.stdout, done.stderr) == ("0\n", "")

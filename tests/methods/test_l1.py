@@ -110,7 +110,7 @@ def test_layers_of_one_stage_have_one_vote_each() -> None:
 
 
 def test_a_network_that_fits_already_comes_out_bit_for_bit(shop: Path) -> None:
-    told = run(recipe(budget="100%"), out="out").report
+    told = run(recipe(budget="100%"), out="out").report.plain()
     assert [line["event"] for line in told["history"]] == ["start", "kept"]
     assert told["history"][0]["val"] == told["accuracy"]["val"]
     saved = safetensors.torch.load_file("out/model.safetensors")
@@ -122,7 +122,7 @@ def test_a_network_that_fits_already_comes_out_bit_for_bit(shop: Path) -> None:
 def test_the_starting_accuracy_is_reported_before_anything_is_changed(shop: Path) -> None:
     lab, planned = prepare(recipe(), "cpu")
     start = lab.score().accuracy
-    told = run(recipe(), out="out").report
+    told = run(recipe(), out="out").report.plain()
     where = {"event": "start", "step": 0, "method": "l1", "val": start, "used": lab.budget.utilisation(planned.base)}
     base = {key: told["base"][key] for key in ("macs", "params")}
     assert told["history"][0] == {**where, **base, "widths": {"stem": 12, "body.0": 20}}
@@ -233,6 +233,6 @@ def test_patterns_keep_filters_and_say_so(shop: Path) -> None:
 
 
 def test_stated_means_are_used_and_recorded(shop: Path) -> None:
-    told = run(recipe(data={"mean": [0.25], "std": [0.5]}, method={"tune": {"epochs": 0}}), out="out").report
+    told = run(recipe(data={"mean": [0.25], "std": [0.5]}, method={"tune": {"epochs": 0}}), out="out").report.plain()
     assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == ([0.25], [0.5])
     assert json.loads(Path("out/report.json").read_text()) == told

@@ -55,7 +55,7 @@ def developed(said: Recipe, folder: Path, listen: Listener = silent) -> Bench:
 
 
 def test_a_run_goes_through_its_phases_and_its_folder_keeps_the_budget(tmp_path: Path) -> None:
-    told = run(recipe(), out=tmp_path / "out").report
+    told = run(recipe(), out=tmp_path / "out").report.plain()
     events = [line["event"] for line in told["history"]]
     assert events == ["start", "pretrain", *["search"] * 3, "selected", "tune"]
     assert told["verdict"]["code"] == 0

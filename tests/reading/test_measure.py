@@ -281,7 +281,7 @@ def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
         "versions": {"onnx": "1.22.0", "torch": str(torch.__version__)},
     }  # fmt: skip
     scaled = onnx_file.bake(onnx_file.clean(exported.model_proto), [1.0] * shape[0], [0.0] * shape[0])
-    size = onnx_file.save(onnx_file.stamp(scaled, metadata), tmp_path / "model.onnx")
+    size = onnx_file.write_sealed(onnx_file.stamp(scaled, metadata), tmp_path / "model.onnx")
     predicted = measure(model, shape)
     assert isinstance(predicted, Cost)
     assert size <= predicted.bytes <= size + 6_000

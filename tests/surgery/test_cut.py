@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from compress import models
 from compress.budget.limits import Budget
 from compress.errors import ArtifactError, UsageError
-from compress.export import artifact
+from compress.export.artifact import contiguous, save_models
+from compress.export.parts import Preprocessing
+from compress.export.weights import load
 from compress.reading.graph import read
 from compress.reading.measure import measure
 from compress.surgery.connections import Bools, Masks, Wiring, cut, cuts_in, merged, rewire
@@ -231,19 +233,13 @@ def test_a_cut_net_is_finalized_exported_and_loaded_like_any_other(tmp_path: Pat
     structure = Structure.read(child, "compress.models:densenet", args)
     compact = finalize(child, SHAPE, structure, [images(4).float()])
     assert compact.structure.cuts == structure.cuts
-    preprocessing = {
-        "shape": list(SHAPE),
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-        "baked": False,
-        "classes": list("abcde"),
-    }
-    network = artifact._plain(compact.model)
-    _, notes = artifact._save_models(network, compact, tmp_path, Budget.parse("1GMACs"), compact.cost, preprocessing)
+    preprocessing = Preprocessing.of_inputs([SHAPE], mean=[0.5] * 3, std=[0.25] * 3, classes="abcde", baked=False)
+    network, budget = contiguous(compact.model), Budget.parse("1GMACs")
+    _, notes = save_models(network, compact, tmp_path, budget=budget, base=compact.cost, preprocessing=preprocessing)
     assert notes == []
     x = images(4).float()
     expected = network(x).detach()
-    again = artifact.load(tmp_path)
+    again = load(tmp_path)
     assert cuts_in(again) == cuts_in(child)
     assert torch.equal(again(x), expected)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])

@@ -100,7 +100,7 @@ def recipe(kind: str, **train: Any) -> Recipe:
 
 @pytest.mark.parametrize(("kind", "least"), [("points", -0.15), ("masks", 0.8)])
 def test_another_task_is_grown_landed_and_exported(kind: str, least: float) -> None:
-    told = run(recipe(kind), out="out").report
+    told = run(recipe(kind), out="out").report.plain()
     assert told["verdict"]["code"] == 0
     assert told["landing"]["utilisation"] > 0.97
     assert told["accuracy"]["metric"] == recipe(kind).train.metric
@@ -119,13 +119,13 @@ def test_another_task_is_grown_landed_and_exported(kind: str, least: float) -> N
 
 def test_a_step_of_ones_own_replaces_forward_and_loss() -> None:
     said = recipe("points", step="./net.py:mixed", loss=None)
-    told = run(said.model_copy(update={"method": recipe("points").method}), out="out").report
+    told = run(said.model_copy(update={"method": recipe("points").method}), out="out").report.plain()
     assert -0.2 < told["accuracy"]["val"] < 0
 
 
 def test_the_required_score_may_be_of_any_metric() -> None:
     said = recipe("points").model_copy(update={"require": settings.Require(val_score=-0.001)})
-    told = run(said, out="out").report
+    told = run(said, out="out").report.plain()
     assert told["verdict"]["code"] == 1
     assert "is below the required -0.001" in told["verdict"]["text"]
 

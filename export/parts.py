@@ -1,0 +1,275 @@
+"""What a report is made of: texts without paths, numbers in their ranges, and its tables of facts. No torch.
+
+`report.Report` puts them together and says what came of it. Numbers are never turned into others: a count is a whole
+number in JSON too, and text is no number.
+"""
+
+import math
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_serializer,
+)
+
+from compress.budget.limits import Cost
+from compress.errors import ArtifactError
+from compress.export.machine import processor, version
+
+_ABSOLUTE = re.compile(r"""(?<![\w.:/~)])(?:[A-Za-z]:[\\/]|[\\/]{1,2})(?:[^\s'",;:\\/]+[\\/])*([^\s'",;:\\/]+)""")
+
+
+def portable(text: str) -> str:
+    """Return the text with every absolute path cut to its last part: "--out /home/me/x" becomes "--out x"."""
+    return _ABSOLUTE.sub(r"\1", text)
+
+
+def _history_cell(value: Any) -> Any:
+    """A cell of the history: a single value, or a table of numbers."""
+    if isinstance(value, Mapping) and all(_plain_number(inner) for inner in value.values()):
+        return dict(value)
+    if isinstance(value, str):
+        return portable(value)
+    if value is None or isinstance(value, bool) or _plain_number(value):
+        return value
+    raise ValueError("a cell of the history holds a finite number, text, true, false, null, or a table of numbers")
+
+
+def _plain_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+Text = Annotated[str, Field(strict=True), AfterValidator(portable)]
+Flag = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+NotNegative = Annotated[float, Field(strict=True, ge=0)]
+Real = Annotated[float, Field(strict=True)]
+Digest = Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+Cell = Annotated[
+    Any,
+    AfterValidator(_history_cell),
+    WithJsonSchema(
+        {"type": ["number", "string", "boolean", "null", "object"], "additionalProperties": {"type": "number"}}
+    ),
+]
+
+
+class Part(BaseModel):
+    """A table of report.json: frozen, no keys but its own, every number finite; what it does not know is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    @model_serializer(mode="wrap")
+    def _known(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unknown = type(self).model_fields.keys() - self.model_fields_set
+        return {key: value for key, value in write(self).items() if key not in unknown}
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Any]) -> Self:
+        """Put it together; the parts are typed ones, or tables of their keys.
+
+        Raises ArtifactError naming the place and the value that is not as it must be, such as a number that is NaN.
+        """
+        try:
+            return cls.model_validate(parts)
+        except ValidationError as error:
+            raise ArtifactError(f"{refusal(error)}.") from None
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON knows it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def refusal(error: ValidationError) -> str:
+    """Say the first thing that is wrong: where, which value, and why."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return str(first["msg"])
+    steps = [step for step in first["loc"] if step not in ("counted", "timed")]  # which kind of row it was taken for
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    value = repr(first["input"])
+    shown = value if len(value) <= 60 else f"{value[:57]}..."
+    return f"{error.title.lower()}{place} is {shown}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+class Costs(Part):
+    """What a network costs: one input, batch 1; `limits.Cost` says how each is counted."""
+
+    params: Whole
+    macs: Whole
+    thop: Whole
+    bytes: Whole  # of model.onnx
+    memory: Whole  # bytes
+
+    @classmethod
+    def of_cost(cls, cost: Cost) -> Self:
+        """Return a cost as a report has it."""
+        return cls(params=cost.params, macs=cost.macs, thop=cost.thop, bytes=cost.bytes, memory=cost.memory)
+
+    def cost(self) -> Cost:
+        """Return it as the rest of compress has it."""
+        return Cost(**self.plain())
+
+
+class Counted(Part):
+    """What the network costs that a method left, before it is finished: no file was written yet."""
+
+    params: Whole
+    macs: Whole
+    thop: Whole
+
+
+class Parity(Part):
+    """What a file gave, run in a process of its own, beside what the network gives."""
+
+    bytes: Whole
+    sha256: Digest
+    images: Whole
+    max_abs: NotNegative
+    max_rel: NotNegative  # the same over the largest output
+    top1_equal: Flag | None  # on every image; None without classes
+
+
+class FurtherInput(Part):
+    """A further input of the network, float32, beside the images."""
+
+    name: Text
+    shape: Annotated[tuple[Whole, ...], Field(min_length=1)]  # without the batch
+
+
+class Preprocessing(Part):
+    """How pixels become the input of model.onnx: divided by 255, less the mean, over the standard deviation."""
+
+    layout: Literal["NCHW"]
+    shape: tuple[Whole, Whole, Whole]  # [C, H, W]
+    range: tuple[Literal[0], Literal[1, 255]]  # of the pixels that the file takes
+    mean: tuple[Real, ...]  # [C], of pixels in [0, 1]
+    std: tuple[NotNegative, ...]  # [C]
+    baked: Flag  # whether model.onnx does it itself
+    classes: tuple[str, ...]  # labels, in the order of the outputs
+    others: Annotated[tuple[FurtherInput, ...], Field(min_length=1)] = ()
+
+    @classmethod
+    def of_inputs(
+        cls,
+        shapes: Sequence[Sequence[int]],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: Sequence[str],
+        baked: bool,
+    ) -> Self:
+        """Return the preprocessing for inputs of these shapes, [C, H, W] of the images and those of the others."""
+        images, *others = shapes
+        parts: dict[str, Any] = {
+            "layout": "NCHW",
+            "shape": images,
+            "range": (0, 255 if baked else 1),
+            "mean": [float(m) for m in mean],
+            "std": [float(s) for s in std],
+            "baked": baked,
+            "classes": list(classes),
+        }
+        if others:
+            parts["others"] = [{"name": f"x{number}", "shape": shape} for number, shape in enumerate(others, 2)]
+        return cls.model_validate(parts)
+
+
+class SpaceRow(Part):
+    """A space of channels, in the finished and in the full network; 0 wide where one of them lacks it."""
+
+    name: Text
+    width: Whole
+    full: Whole
+    frozen: Text | None  # why it cannot change
+
+
+class StepRow(Part):
+    """What one of the recipe's methods spent and gained."""
+
+    method: Text
+    share: NotNegative | None  # of the budget, what it aimed at; None: nothing but the budget
+    steps: Whole  # of the optimizer
+    macs_images: Whole  # what they cost, as in the cost of training
+    cost: Counted  # of the network after it
+    val: Real | None  # of the network after it
+
+
+class Matrix(Part):
+    """Which sources each layer of a block reads: a row a layer, a column a source."""
+
+    block: Text
+    layers: tuple[Text, ...]
+    sources: tuple[Text, ...]
+    rows: tuple[tuple[Literal[0, 1], ...], ...]
+
+
+class HistoryRow(Part):
+    """What happened, after how many optimizer steps, at what cost, and what an event of its kind tells beside that."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Cell]
+
+    event: Text
+    step: Whole
+    method: Text
+    macs: Whole
+    params: Whole
+    used: NotNegative  # of the budget
+    round: Whole | None = None
+    epoch: NotNegative | None = None
+    stage: Text | None = None
+    why: Text | None = None
+    reward: Real | None = None
+    eta: NotNegative | None = None  # of sampled networks, MACs over the full network's
+    accuracy: Real | None = None  # of sampled networks, on training images
+    loss: Real | None = None
+    val: Real | None = None
+    entropy: Real | None = None  # of the controller, nats for each connection
+    widths: dict[str, Whole] = {}
+    depths: dict[str, Whole] = {}
+    connections: tuple[Matrix, ...] = ()
+
+
+class Dataset(Part):
+    """The images."""
+
+    name: Text
+    counts: dict[str, Whole]
+    digest: Text
+
+
+class Environment(Part):
+    """What the figures depend on: versions (None: not installed), the processor's name, threads and device."""
+
+    python: Text
+    numpy: Text | None
+    onnx: Text | None
+    onnxruntime: Text | None
+    safetensors: Text | None
+    thop: Text | None
+    torch: Text | None
+    torchvision: Text | None
+    cpu: Text
+    threads: Whole
+    device: Text
+
+    @classmethod
+    def here(cls, *, device: str, threads: int) -> Self:
+        """Return those of this process."""
+        ours = {"python": platform.python_version(), "cpu": processor(), "threads": threads, "device": device}
+        return cls.model_validate({name: version(name) for name in cls.model_fields.keys() - ours} | ours)
+
+    def threads_in_words(self) -> str:
+        """Say how many threads computed: "1 thread", "2 threads"."""
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}"
