@@ -52,9 +52,9 @@ def keys() -> str:
 
 def report() -> str:
     """Every key of report.json."""
-    from compress.export.report_schema import SCHEMA
+    from compress.export.report import report_schema
 
-    return _tables(SCHEMA, ("key", "type", "meaning"), "The report itself")
+    return _tables(report_schema(), ("key", "type", "meaning"), "The report itself")
 
 
 def _tables(schema: Schema, head: Sequence[str], title: str) -> str:
