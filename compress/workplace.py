@@ -1,24 +1,29 @@
 """Where a run works and where its result appears: whole, or not at all.
 
 Work in progress lives in OUT.partial with a lock that names its process; a finished folder is renamed to OUT. The
-kernel holds the lock for the process, so that it ends with it, however it ends. Nothing that exists is overwritten.
+kernel holds the lock for the process, so that it ends with it, however it ends. Nothing that exists is overwritten, nor
+what a symbolic link in place of the lock leads to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from compress.errors import UsageError
 
 LOCK = "lock"
 RESULT = "result"  # files on their way to OUT; what a killed process left of them is of no use to anybody
+_WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system, which then keeps nobody out
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none, and lets few people make links
+_WINDOWS = os.name == "nt"
 
 
 def default_out(name: str, root: Path = Path("runs")) -> Path:
@@ -79,41 +84,50 @@ def _locked(work: Path) -> Iterator[None]:
             f"process {_holder(work)} is working in {work} right now; wait for it, or name another folder with --out"
         ) from None
     except OSError as error:
+        if (work / LOCK).is_symlink():
+            raise UsageError(f"{work / LOCK} is a symbolic link, which no run makes; remove it") from None
         raise UsageError(f"{work} cannot be made ({error.strerror or error})") from None
     try:
         yield
     finally:
-        (work / LOCK).unlink(missing_ok=True)
+        if _WINDOWS:  # removes no file that is open
+            os.close(lock)
+        with contextlib.suppress(OSError):
+            (work / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it stays where something was saved
             work.rmdir()
-        os.close(lock)
+        if not _WINDOWS:  # last: whoever got the lock before it was removed would not be alone
+            os.close(lock)
 
 
 def _lock(work: Path) -> int:
     """Open the lock and write this process into it; raises BlockingIOError where another one holds it."""
     work.mkdir(parents=True, exist_ok=True)
-    lock = os.open(work / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = os.open(work / LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_descriptor(lock, blocking=False):
+            raise BlockingIOError
     except OSError as error:
-        if error.errno != errno.ENOTSUP:  # a file system without locks keeps nobody out
+        if error.errno not in _WITHOUT_LOCKS:
             os.close(lock)
             raise
     with contextlib.suppress(OSError):  # the name is for people; a full disk is told when there is something to save
-        os.truncate(lock, 0)
-        os.write(lock, json.dumps({"pid": os.getpid()}).encode())
+        os.ftruncate(lock, 0)
+        os.write(lock, b" " + json.dumps({"pid": os.getpid()}).encode())  # Windows locks the first byte from readers
     return lock
 
 
 def _is_at(lock: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(lock), path.stat())
+        return os.path.samestat(os.fstat(lock), path.lstat())
     except FileNotFoundError:
         return False
 
 
 def _holder(work: Path) -> str:
     try:
-        return str(json.loads((work / LOCK).read_text())["pid"])
+        with (work / LOCK).open("rb") as lock:
+            lock.seek(1)
+            return str(json.loads(lock.read())["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return "another one"

@@ -1,5 +1,6 @@
 """Work has one place and one worker, and a result appears whole or not at all."""
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from compress import workplace
 from compress.errors import UsageError
 from compress.workplace import LOCK, RESULT, claim, default_out, partial, publish
 
@@ -102,6 +104,69 @@ def test_a_lock_that_names_a_living_process_which_does_not_hold_it_keeps_nobody_
     (partial(tmp_path / "out") / LOCK).write_text(json.dumps({"pid": os.getppid()}))
     with claim(tmp_path / "out", resume=False) as work:
         assert json.loads((work / LOCK).read_text()) == {"pid": os.getpid()}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_place_of_the_lock_is_refused_and_what_it_leads_to_is_left_alone(tmp_path: Path, there: bool) -> None:
+    victim, lock = tmp_path / "victim", partial(tmp_path / "out") / LOCK
+    if there:
+        victim.write_text("somebody's")
+    lock.parent.mkdir()
+    lock.symlink_to(victim)
+    refused = pytest.raises(UsageError, match=r"out\.partial/lock is a symbolic link, which no run makes; remove it")
+    with refused, claim(tmp_path / "out", resume=True):
+        pass
+    assert lock.readlink() == victim
+    assert (victim.read_text() if victim.exists() else None) == ("somebody's" if there else None)
+
+
+def test_a_link_that_appears_while_the_lock_is_taken_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the opening of the lock and the look whether it still lies there, somebody puts a link in its place."""
+    victim, lock = tmp_path / "victim", partial(tmp_path / "out") / LOCK
+    victim.write_text("somebody's")
+    take = workplace.lock_descriptor
+
+    def replace_and_take(descriptor: int, *, blocking: bool) -> bool:
+        lock.unlink()
+        lock.symlink_to(victim)
+        return take(descriptor, blocking=blocking)
+
+    monkeypatch.setattr(workplace, "lock_descriptor", replace_and_take)
+    with pytest.raises(UsageError, match="is a symbolic link"), claim(tmp_path / "out", resume=False):
+        pass
+    assert victim.read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(descriptor: int, *, blocking: bool) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(workplace, "lock_descriptor", fail)
+    with claim(tmp_path / "out", resume=False) as work:
+        assert json.loads((work / LOCK).read_text()) == {"pid": os.getpid()}
+    assert entries(tmp_path) == []
+
+
+def test_another_fault_of_a_lock_is_told_and_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    def fail(descriptor: int, *, blocking: bool) -> bool:
+        opened.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(workplace, "lock_descriptor", fail)
+    refused = pytest.raises(UsageError, match=r"out\.partial cannot be made \(Input/output error\)")
+    with refused, claim(tmp_path / "out", resume=False):
+        pass
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
 
 
 def test_one_process_does_not_work_twice_in_one_place(tmp_path: Path) -> None:
