@@ -37,9 +37,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a verb when it is first touched (PEP 562): importing compress stays light."""
+    """Import a verb when it is first touched (PEP 562): importing compress stays light.
+
+    Raises UsageError, with what to install, where a package is lacking that the verb needs.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module("compress.packages").demand_for(name)
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -1,17 +1,13 @@
 """The command line: every command reads its options, calls one function, and says what came of it.
 
-Heavy packages are imported inside the commands that need them: `--help` is instant, and `verify` needs no torch. What
-can go wrong has an exit code (see `errors`) and is said in a sentence that begins with "compress: "; results go to
-stdout, all else to stderr.
+Heavy packages are imported inside the commands that need them: `--help` is instant, and `verify` needs no torch. How a
+command ends that cannot do its work is in `exits`; results go to stdout, all else to stderr.
 """
 
 import json
 import os
 import shlex
-import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,118 +16,42 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compress import __version__
-from compress.console import hang_up, plan_json, plan_lines, result_lines, say, telling
-from compress.errors import UNWRITABLE, ArtifactError, CompressError, Infeasible, Interrupted, UsageError
+from compress.console import plan_json, plan_lines, result_lines, say, table, telling
+from compress.errors import ArtifactError, Infeasible, UsageError
+from compress.exits import Commands
+from compress.packages import demand
 
 if TYPE_CHECKING:
     from compress.export.report import Report
 
 
-class _Stopped(click.ClickException):
-    """What the command line says before it leaves with a code."""
-
-    def __init__(self, said: str, code: int) -> None:
-        super().__init__(said)
-        self.code = code
-
-
-class Command(click.Command):
-    """A command whose errors become one sentence and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; whatever it raises leaves as `_Stopped`."""
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except BaseException as error:
-            raise _stopped(error, ctx) from None
-
-
-class Commands(click.Group):
-    """All commands, and the one way out."""
-
-    command_class = Command
-
-    def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command and leave with its exit code."""
-        with suppress(ValueError):  # where this is not the main thread, signals are somebody else's
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is cleaned up
-        try:
-            code = super().main(*args, **{**extra, "prog_name": "compress", "standalone_mode": False})
-        except click.ClickException as error:
-            said = error.format_message()
-            say(f"compress: {said}{'' if said.endswith(('.', '?')) else '.'}", err=True)
-            code = error.code if isinstance(error, _Stopped) else error.exit_code
-        except click.Abort:  # Ctrl-C before a command began
-            say("compress: interrupted.", err=True)
-            code = Interrupted.exit_code
-        except SystemExit:  # click leaves so only where nobody reads its help any more
-            hang_up(sys.stdout)
-            code = 0
-        sys.exit(code)
-
-
-def _stopped(error: BaseException, ctx: click.Context) -> click.ClickException:
-    """Turn any exception into what the command line says and the code it leaves with."""
-    kind = type(error).__name__
-    if isinstance(error, KeyboardInterrupt):
-        error = Interrupted("interrupted")
-    elif isinstance(error, SystemExit):
-        error = UsageError(f"Code that was loaded for this command called sys.exit({error.code!r}); a module must not.")
-    elif isinstance(error, OSError) and error.errno in UNWRITABLE:
-        where = f"{error.filename}: " if error.filename else ""
-        error = UsageError(f"{where}{error.strerror}.")
-    elif isinstance(error, MemoryError) or kind == "OutOfMemoryError":
-        error = UsageError("Out of memory; take a smaller train.batch, or a machine with more.")
-    if isinstance(error, CompressError):
-        said, code = str(error), error.exit_code
-    else:
-        where = _keep_traceback(error, ctx.params.get("out") or f"compress-{ctx.info_name}")
-        said, code = f"{kind}: this is a fault of compress, not yours; {where}", CompressError.exit_code
-    return _Stopped(said, code)
-
-
-def _keep_traceback(error: BaseException, beside: str) -> str:
-    """Write a traceback where COMPRESS_TRACEBACK says, or beside the output; say where it is."""
-    text = "".join(traceback.format_exception(error))
-    if not os.environ.get("COMPRESS_TRACEBACK"):
-        for folder in (Path(beside).parent, Path(tempfile.gettempdir())):
-            with suppress(OSError):
-                path = folder / f"{Path(beside).name}.traceback.txt"
-                path.write_text(text, encoding="utf-8")
-                return f"the traceback is in {path}."
-    say(text, err=True)
-    return "the traceback is above."
-
-
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(ctx: click.Context, option: click.Parameter, said: tuple[str, ...]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in said]
-    if wrong := [text for text, (key, equals, _) in zip(said, pairs, strict=True) if not (key.strip() and equals)]:
+def _pairs(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [text for text, (key, equals, _) in zip(texts, pairs, strict=True) if not (key.strip() and equals)]:
         raise click.BadParameter(f"{wrong[0]!r} is not KEY=VALUE; write --set train.lr=0.05")
     return {key: value for key, _, value in pairs}
 
 
 def _numbers(kind: type, like: str) -> Callable[..., tuple[Any, ...] | None]:
-    def read(ctx: click.Context, option: click.Parameter, said: str | None) -> tuple[Any, ...] | None:
+    def read(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[Any, ...] | None:
         try:
-            return None if said is None else tuple(kind(part) for part in said.split(","))
+            return None if text is None else tuple(kind(part) for part in text.split(","))
         except ValueError:
-            raise click.BadParameter(f"{said!r} is not numbers with commas between them; write {like}") from None
+            raise click.BadParameter(f"{text!r} is not numbers with commas between them; write {like}") from None
 
     return read
 
 
-def _arguments(ctx: click.Context, option: click.Parameter, said: str) -> dict[str, Any]:
+def _arguments(ctx: click.Context, option: click.Parameter, text: str) -> dict[str, Any]:
     try:
-        arguments = json.loads(said)
+        arguments = json.loads(text)
     except ValueError:
         arguments = None
     if not isinstance(arguments, dict):
-        raise click.BadParameter(f"{said!r} is not a JSON object; write --args '{{\"classes\": 10}}'")
+        raise click.BadParameter(f"{text!r} is not a JSON object; write --args '{{\"classes\": 10}}'")
     return arguments
 
 
@@ -226,7 +146,9 @@ def run(
     resume: bool,
     as_json: bool,
 ) -> int:
-    """Train and compress as RECIPE says, and write a network that keeps the budget, with its report."""
+    """Train and compress as RECIPE says, a file or a name that `compress recipes` lists, and write a network that
+    keeps the budget, with its report.
+    """
     from compress.recipe.file import read
 
     if seed is not None:
@@ -248,8 +170,9 @@ def run(
 @_set
 @_json
 def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bool) -> int:
-    """Say what RECIPE would do, in seconds and without training: what is free, what is frozen and why, and what the
-    smallest network costs. Ends with 3 where no network can keep the budget.
+    """Say what RECIPE, a file or a name that `compress recipes` lists, would do, in seconds and without training: what
+    is free, what is frozen and why, and what the smallest network costs. Ends with 3 where no network can keep the
+    budget.
     """
     from compress.recipe.file import read
 
@@ -257,12 +180,12 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bo
     from compress._plan import plan as look
 
     _import_from_here()
-    found = look(recipe, budget=budget, overrides=overrides)
+    planned = look(recipe, budget=budget, overrides=overrides)
     if as_json:
-        _print_json(plan_json(found))
+        _print_json(plan_json(planned))
     else:
-        _say_verdict(0 if found.feasible else Infeasible.exit_code, plan_lines(found))
-    found.refuse()
+        _say_verdict(0 if planned.feasible else Infeasible.exit_code, plan_lines(planned))
+    planned.refuse()
     return 0
 
 
@@ -334,6 +257,7 @@ def report(folder: str, draw: str | None, as_json: bool) -> int:
 
 def _draw(source: Path, target: Path) -> None:
     """Draw the report that lies in a file."""
+    demand("matplotlib")
     from compress.export.picture import draw_history
     from compress.export.report import Report
 
@@ -362,6 +286,29 @@ def schema(what: str) -> int:
         from compress.recipe.file import schema as of_recipes
 
         _print_json(of_recipes())
+    return 0
+
+
+@main.command(short_help="List the recipes that come with compress, or print one.")
+@click.argument("name", required=False)
+@_json
+def recipes(name: str | None, as_json: bool) -> int:
+    """List the recipes that come with compress: `compress run NAME` runs one, wherever it is installed. With NAME,
+    print that recipe, to be copied into a file and changed.
+    """
+    from compress.recipe import file, shipped
+
+    chosen = list(shipped.shipped().values()) if name is None else [shipped.named(name)]
+    if name is not None and not as_json:
+        say(chosen[0].text.rstrip("\n"))
+        return 0
+    facts = [{"name": r.name, "budget": file.read(r.path).budget, "summary": r.summary} for r in chosen]
+    if as_json:
+        _print_json(facts if name is None else facts[0] | {"text": chosen[0].text})
+        return 0
+    rows = [[str(value) for value in row.values()] for row in facts]
+    for line in table(["recipe", "budget", "what it does"], rows):
+        say(line)
     return 0
 
 

@@ -12,15 +12,11 @@ A message is a sentence: what, where, which values, what to do. Nobody sees a tr
 
 import errno
 
-UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-)  # of an OSError: nothing can be written there
+UNWRITABLE = tuple(  # of an OSError: nothing can be written there; not every system has every number
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO")
+    if hasattr(errno, name)
+)
 
 
 class CompressError(Exception):

@@ -6,7 +6,6 @@ least 30 and for at least 2 seconds. The median counts; how far the runs spread 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,8 +18,9 @@ from typing import Any
 from compress import errors
 from compress.budget.limits import Budget, Latency
 from compress.budget.units import threads
-from compress.errors import ArtifactError, UsageError
+from compress.errors import ArtifactError
 from compress.export.machine import processor
+from compress.packages import demand
 
 RUNS, SECONDS = 30, 2.0  # at least as many and as long
 WARM = 0.2  # seconds of runs that do not count
@@ -37,8 +37,7 @@ def time_file(path: Path, number: int) -> Latency:
 
     Raises UsageError where onnxruntime is not installed, ArtifactError where it cannot run the file.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise UsageError("A latency is measured with onnxruntime, which is not installed; pip install onnxruntime.")
+    demand("onnxruntime")
     command = [sys.executable, "-P", "-m", __name__, str(path.absolute()), str(number)]
     child = subprocess.run(command, env=child_environment(), text=True, capture_output=True, check=False)
     if child.returncode:

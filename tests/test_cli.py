@@ -26,7 +26,7 @@ from compress.recipe import file as recipe
 from compress.workplace import claim
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "plan", "export", "verify", "report", "schema", "init")
+COMMANDS = ("run", "plan", "export", "verify", "report", "schema", "recipes", "init")
 TINY = """\
 model:
   factory: ./net.py:make
@@ -250,7 +250,7 @@ def test_a_full_disk_is_told_in_a_sentence() -> None:
 
 STOPPED = """
 import os, signal, sys
-from compress import checkpoint
+from compress.training import checkpoint
 from compress.cli import main
 
 save, saved = checkpoint.save, []

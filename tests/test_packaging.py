@@ -18,14 +18,19 @@ LINKED = ("export", "models", "recipes")  # folders at the top that are packages
 
 # Low to high. A module imports what stands in a row below its own, or to its left in the same row.
 LAYERS = (
-    ("errors", "budget", "workplace"),
+    ("errors", "packages", "budget", "workplace"),
     ("recipe", "reading", "surgery"),
     ("training", "export", "methods"),
-    ("delivery", "_plan", "console", "_run", "_init", "_export", "cli"),
+    ("delivery", "_plan", "console", "_run", "_init", "_export", "exits", "cli"),
 )
 HEIGHT = {name: height for height, name in enumerate(name for row in LAYERS for name in row)}
 WITHOUT_TORCH = (
     "compress.errors",
+    "compress.packages",
+    "compress.workplace",
+    "compress.console",
+    "compress.exits",
+    "compress.cli",
     "compress.budget.*",
     "compress.recipe.*",
     "compress.methods.*.settings",
@@ -210,6 +215,31 @@ def test_what_must_start_fast_imports_no_torch_by_any_way() -> None:
                 reached.add(found.target)
                 queue += [found.target] if found.target in MODULES else []
     assert {target for target in reached if target.split(".")[0] in HEAVY} == set()
+
+
+AS_ON_WINDOWS = """
+import sys
+for name in {hidden!r}:
+    sys.modules[name] = None
+import errno, os, signal, subprocess, tempfile, click, filelock, numpy, onnx, pydantic, rich, safetensors, yaml
+for module, names in ((os, "O_NOFOLLOW fork getuid geteuid uname nice"), (signal, "SIGKILL SIGHUP SIGUSR1"),
+                      (errno, "EDQUOT")):
+    for name in names.split():
+        vars(module).pop(name, None)
+from importlib import import_module
+for name in {modules!r}:
+    import_module(name)
+"""
+
+
+def test_what_needs_no_torch_is_imported_where_there_is_neither_the_extra_nor_unix() -> None:
+    hidden = ["fcntl", "grp", "pwd", "resource", "syslog", "termios", *HEAVY, "onnxruntime", "onnxscript", "PIL"]
+    light = [name for name in MODULES if any(fnmatch(name, pattern) for pattern in WITHOUT_TORCH)]
+    code = AS_ON_WINDOWS.format(hidden=hidden, modules=light)
+    command = [sys.executable, "-W", "ignore:only soft file lock", "-c", code]  # filelock's word on such a Unix
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "compress.workplace" in light
 
 
 @pytest.mark.parametrize("package", packages())

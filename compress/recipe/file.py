@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails, core_schema
 
 from compress.errors import UsageError
 from compress.methods import METHODS
+from compress.recipe import shipped
 from compress.recipe.keys import Duration
 from compress.recipe.settings import OWN, Recipe
 
@@ -35,9 +36,11 @@ _LARGEST = 2**20  # bytes; a recipe is a page, so anything longer is another fil
 def read(path: str | Path, overrides: Mapping[str, str] | None = None, budget: str | None = None) -> Recipe:
     """Read the recipe at `path`, then `overrides` (dotted key -> YAML text), then a `budget` that replaces its own.
 
+    Where no file is at `path`, it may be the name of a recipe that comes with the package: "quickstart".
     Paths in the file start at its folder, which the recipe keeps; paths in `overrides` start where the process runs.
     Raises UsageError with a line for each mistake: where, key, what is wrong, the value, what to write.
     """
+    path = shipped.path_of(path)
     said, places = _load(str(path))
     folder = Path(os.path.abspath(path)).parent
     for key, text in (overrides or {}).items():
@@ -152,7 +155,8 @@ def _load(file: str) -> tuple[dict[str, Any], dict[Keys, str]]:
         with open(file, "rb") as stream:
             raw = stream.read(_LARGEST + 1)
     except FileNotFoundError:
-        hint = _nearest(Path(file).name, _recipes_beside(Path(file)), 0.75) or "write the path of a .yaml file."
+        near = _nearest(Path(file).name, [*_recipes_beside(Path(file)), *shipped.shipped()], 0.75)
+        hint = near or "write the path of a .yaml file, or a name that `compress recipes` lists."
         raise UsageError(f"{file}: no such file; {hint}") from None
     except IsADirectoryError:
         raise UsageError(f"{file}: a folder; write the path of a .yaml file in it.") from None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.errors import UsageError
+from compress.packages import demand
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TORCHVISION: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class, arguments of its train and test part
@@ -146,6 +147,7 @@ def read_folder(root: Path, *, size: int | None, workers: int, device: torch.dev
     All become gray where all of a sample are, else RGB. With `size`, their shorter side is resized to it and the middle
     taken. They are held in memory when they are at most `in_memory` bytes of uint8.
     """
+    demand("PIL")
     listed = {
         split: {
             of.name: sorted(file for file in of.rglob("*") if file.suffix.lower() in SUFFIXES)
@@ -223,6 +225,7 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
 
 def read_torchvision(source: str, path: Path | None, *, download: bool, device: torch.device) -> Found:
     """Read one of TORCHVISION from `path`, torchvision's `root` (default: the user's cache), fetching it if told."""
+    demand("torchvision", "PIL")
     import torchvision  # takes a second: only here
 
     root = path or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "compress"
