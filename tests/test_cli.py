@@ -81,16 +81,16 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def call(*said: str) -> Result:
-    return CliRunner().invoke(main, said)
+def call(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
 
 
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def process(*said: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "compress", *said]
+def process(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "compress", *words]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, **options)
 
 
@@ -115,11 +115,11 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 from compress.cli import main
-for said in [[], *([c] for c in {COMMANDS})]:
+for words in [[], *([c] for c in {COMMANDS})]:
     try:
-        main([*said, "--help"])
+        main([*words, "--help"])
     except SystemExit as end:
-        assert end.code == 0, said
+        assert end.code == 0, words
 heavy = "numpy torch pydantic onnx onnxruntime yaml rich safetensors matplotlib".split()
 print("heavy:", sorted(set(heavy) & set(sys.modules)))
 """
@@ -162,13 +162,13 @@ def test_a_command_that_is_forgotten_is_not_a_success() -> None:
 
 def test_a_run_says_what_it_left_and_how_to_guard_it(finished: tuple[Path, Result]) -> None:
     folder, done = finished
-    told = json.loads((folder / "runs/tiny/report.json").read_text())
+    report = json.loads((folder / "runs/tiny/report.json").read_text())
     lines = done.stdout.splitlines()
     assert done.exit_code == 0
-    assert lines[0] == told["verdict"]["text"]
+    assert lines[0] == report["verdict"]["text"]
     assert lines[0].startswith("kept: ")
     assert re.fullmatch(r"60kMACs .* kept  MACs, our count", lines[2])
-    assert f"{told['cost']['macs']:,}" in lines[2]
+    assert f"{report['cost']['macs']:,}" in lines[2]
     assert lines[3].startswith("accuracy: validation ")
     assert lines[4].startswith("training: ")
     assert set(lines[5].removeprefix("files: ").split(", ")) == {
@@ -181,8 +181,8 @@ def test_a_run_says_what_it_left_and_how_to_guard_it(finished: tuple[Path, Resul
 
 
 def test_a_run_hears_its_options(finished: tuple[Path, Result]) -> None:
-    said = recipe.read(finished[0] / "runs/tiny/recipe.yaml")
-    assert (said.seed, said.train.lr) == (7, 0.05)
+    full = recipe.read(finished[0] / "runs/tiny/recipe.yaml")
+    assert (full.seed, full.train.lr) == (7, 0.05)
 
 
 def test_progress_in_a_log_has_no_control_characters(finished: tuple[Path, Result]) -> None:
@@ -197,8 +197,8 @@ def test_progress_in_a_log_has_no_control_characters(finished: tuple[Path, Resul
 def test_json_is_all_that_is_printed_with_json(finished: tuple[Path, Result]) -> None:
     folder = finished[0]
     os.chdir(folder)
-    for said in (["verify", "runs/tiny", "--budget", "60kMACs"], ["report", "runs/tiny"], ["plan", "tiny.yaml"]):
-        done = call(*said, "--json")
+    for words in (["verify", "runs/tiny", "--budget", "60kMACs"], ["report", "runs/tiny"], ["plan", "tiny.yaml"]):
+        done = call(*words, "--json")
         assert (done.exit_code, done.stderr) == (0, "")
         json.loads(done.stdout)
 
@@ -255,9 +255,9 @@ from compress.cli import main
 
 save, saved = checkpoint.save, []
 
-def save_and_stop(*said):  # the signal comes from within: by a clock it would meet a fast machine at the wrong time
-    save(*said)
-    saved.append(said)
+def save_and_stop(*state):  # the signal comes from within: by a clock it would meet a fast machine at the wrong time
+    save(*state)
+    saved.append(state)
     if len(saved) == 2:
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -267,19 +267,19 @@ main(sys.argv[1:])
 
 
 def test_an_interrupted_run_is_resumed_and_a_missed_requirement_is_1() -> None:
-    said = ["run", "tiny.yaml", "--out", "out", "--set", "require.val_accuracy=1.0", "--set", "method.tune.epochs=3"]
-    command = [sys.executable, "-c", STOPPED, *said, "--set", "method.tune.lr=0.01"]
+    words = ["run", "tiny.yaml", "--out", "out", "--set", "require.val_accuracy=1.0", "--set", "method.tune.epochs=3"]
+    command = [sys.executable, "-c", STOPPED, *words, "--set", "method.tune.lr=0.01"]
     stopped = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert (stopped.returncode, stopped.stdout) == (130, "")
     assert re.fullmatch(r"compress: stopped; --resume goes on .*\.", stopped.stderr.splitlines()[-1])
     assert not Path("out").exists()
-    sentence(call(*said), 2, r"out\.partial holds an interrupted run; go on with --resume")
-    done = call(*said, "--set", "method.tune.lr=0.01", "--resume", "--json")
+    sentence(call(*words), 2, r"out\.partial holds an interrupted run; go on with --resume")
+    done = call(*words, "--set", "method.tune.lr=0.01", "--resume", "--json")
     assert (done.exit_code, done.stderr) == (1, "")
-    told = json.loads(done.stdout)
-    assert told["folder"] == "out"
-    assert told["resumed_from"] == 10
-    assert told["verdict"]["text"].startswith("not kept")
+    report = json.loads(done.stdout)
+    assert report["folder"] == "out"
+    assert report["resumed_from"] == 10
+    assert report["verdict"]["text"].startswith("not kept")
     assert not Path("out.partial").exists()
     assert call("verify", "out", "--budget", "60kMACs").exit_code == 1
     assert call("verify", "out/model.onnx", "--budget", "60kMACs").exit_code == 0
@@ -305,10 +305,10 @@ def test_a_plan_names_every_space_and_every_cost() -> None:
     macs = [64 * 9 * a + 16 * 9 * a * b + 10 * b for a, b in ((16, 24), (2, 2), (1, 1))]
     assert [cost.macs for cost in (planned.base, planned.seed, planned.floor)] == macs
     assert ["MACs,", "our", "count", *(f"{count:,}" for count in macs)] in lines
-    told = json.loads(call("plan", "tiny.yaml", "--json").stdout)
-    assert [told["cost"][net]["MACs"] for net in ("base", "seed", "floor")] == macs
-    assert told["budget"][0]["used"]["floor"] == macs[2] / 60_000
-    assert told["free"]["params"] == pytest.approx(params / (params + 10))
+    facts = json.loads(call("plan", "tiny.yaml", "--json").stdout)
+    assert [facts["cost"][net]["MACs"] for net in ("base", "seed", "floor")] == macs
+    assert facts["budget"][0]["used"]["floor"] == macs[2] / 60_000
+    assert facts["free"]["params"] == pytest.approx(params / (params + 10))
 
 
 def test_a_plan_of_a_budget_below_the_floor_ends_with_3_and_says_why() -> None:
@@ -336,10 +336,10 @@ def test_schemas_are_those_of_recipes_and_of_reports() -> None:
 def sentence(done: Result, code: int, says: str) -> None:
     """A command failed with this code and one clear line, the last."""
     assert done.exit_code == code, (done.stdout, done.stderr)
-    said = [line for line in done.stderr.splitlines() if line.startswith("compress: ")]
-    assert said == done.stderr.splitlines()[-1:]
-    assert re.search(says, said[0]), said[0]
-    assert said[0].endswith((".", "?"))
+    last = [line for line in done.stderr.splitlines() if line.startswith("compress: ")]
+    assert last == done.stderr.splitlines()[-1:]
+    assert re.search(says, last[0]), last[0]
+    assert last[0].endswith((".", "?"))
 
 
 WRONG: list[tuple[str, int, str]] = [
@@ -385,27 +385,27 @@ WRONG: list[tuple[str, int, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("said", "code", "says"), WRONG, ids=[said for said, _, _ in WRONG])
-def test_a_mistake_is_told_in_one_sentence_and_leaves_nothing(said: str, code: int, says: str) -> None:
+@pytest.mark.parametrize(("line", "code", "says"), WRONG, ids=[line for line, _, _ in WRONG])
+def test_a_mistake_is_told_in_one_sentence_and_leaves_nothing(line: str, code: int, says: str) -> None:
     def left() -> list[str]:
         return sorted(
             str(path) for path in Path().rglob("*") if "__pycache__" not in str(path) and path != Path("runs")
         )
 
     before = left()
-    done = call(*shlex.split(said))
+    done = call(*shlex.split(line))
     sentence(done, code, says)
     assert done.stdout == ""
     assert left() == before
 
 
-@pytest.mark.parametrize("said", ["run tiny.yaml --out out", "init ./net.py:make digits"])
-def test_a_disk_that_fills_up_is_told_and_nothing_half_written_stays(said: str) -> None:
+@pytest.mark.parametrize("line", ["run tiny.yaml --out out", "init ./net.py:make digits"])
+def test_a_disk_that_fills_up_is_told_and_nothing_half_written_stays(line: str) -> None:
     before = sorted(Path().iterdir())
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, most[1]))  # no file may be longer; the error is that of a disk
     try:
-        done = call(*shlex.split(said))
+        done = call(*shlex.split(line))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
     sentence(done, 2, "cannot be written.*File too large")

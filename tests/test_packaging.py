@@ -69,11 +69,11 @@ def pyproject() -> dict[str, dict[str, dict[str, object]]]:
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name; a package stands for its __init__."""
-    found = {}
+    by_name = {}
     for package in packages():
         for path in sorted(folder(package).glob("*.py")):
-            found[package if path.stem == "__init__" else f"{package}.{path.stem}"] = path
-    return found
+            by_name[package if path.stem == "__init__" else f"{package}.{path.stem}"] = path
+    return by_name
 
 
 def packages() -> list[str]:
@@ -126,11 +126,11 @@ def layer(name: str) -> str:
 def inner_imports() -> list[tuple[str, str]]:
     """(importer, imported) for the package's own modules, wherever in the file; its public lists are left out."""
     return [
-        (name, found.target)
+        (name, imported.target)
         for name in MODULES
         if name not in ("compress", "compress.__main__", "compress.models")
-        for found in imports(name)
-        if found.target.split(".")[0] == "compress"
+        for imported in imports(name)
+        if imported.target.split(".")[0] == "compress"
     ]
 
 
@@ -181,7 +181,7 @@ def test_only_what_delivers_runs_or_verifies_imports_export() -> None:
 def test_nobody_imports_the_shipped_models_nor_do_they_import_anything_of_ours() -> None:
     pairs = [(layer(name), layer(target)) for name, target in inner_imports() if name != target]
     assert [pair for pair in pairs if ("models" in pair) and pair != ("models", "models")] == []
-    used = {found.target.split(".")[0] for name in MODULES if layer(name) == "models" for found in imports(name)}
+    used = {imported.target.split(".")[0] for name in MODULES if layer(name) == "models" for imported in imports(name)}
     assert used <= {"torch", "compress"} | sys.stdlib_module_names
 
 
@@ -189,17 +189,17 @@ def test_methods_import_neither_each_other_nor_what_reads_a_graph() -> None:
     """Shown by their folders; a `Graph` may be read by them, not made."""
     folders = {package.rpartition(".")[2] for package in packages() if package.startswith("compress.methods.")}
     wrong = [
-        f"{name} imports {found.target} {found.name}"
+        f"{name} imports {imported.target} {imported.name}"
         for name in MODULES
-        for found in imports(name)
+        for imported in imports(name)
         if name.startswith("compress.methods.")
         and (
             (
-                found.target.startswith("compress.methods.")
-                and found.target.split(".")[2] in folders - {name.split(".")[2]}
+                imported.target.startswith("compress.methods.")
+                and imported.target.split(".")[2] in folders - {name.split(".")[2]}
             )
-            or found.target in ("compress.reading.trace", "compress.reading.count")
-            or (found.target == "compress.reading.graph" and found.name != "Graph")
+            or imported.target in ("compress.reading.trace", "compress.reading.count")
+            or (imported.target == "compress.reading.graph" and imported.name != "Graph")
         )
     ]
     assert wrong == []
@@ -210,10 +210,10 @@ def test_what_must_start_fast_imports_no_torch_by_any_way() -> None:
     reached = set(initial)
     queue = list(initial)
     while queue:
-        for found in imports(queue.pop()):
-            if found.at_import and found.target not in reached:
-                reached.add(found.target)
-                queue += [found.target] if found.target in MODULES else []
+        for imported in imports(queue.pop()):
+            if imported.at_import and imported.target not in reached:
+                reached.add(imported.target)
+                queue += [imported.target] if imported.target in MODULES else []
     assert {target for target in reached if target.split(".")[0] in HEAVY} == set()
 
 

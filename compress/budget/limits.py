@@ -96,12 +96,12 @@ class Budget:
             raise UsageError("The budget permits everything: give at least one limit of level 'error'.")
 
     @classmethod
-    def parse(cls, said: Stated, base: Cost | None = None, *, finished: bool = False) -> Self:
+    def parse(cls, stated: Stated, base: Cost | None = None, *, finished: bool = False) -> Self:
         """Read a budget; shares such as "50%" are of `base` and rounded down. `finished` is as in `amounts`.
 
         Raises UsageError for what `amounts` refuses, for a share when no base is known, and for one below 1.
         """
-        return cls(tuple(_limit(amount, level, base) for amount, level in amounts(said, finished=finished)))
+        return cls(tuple(_limit(amount, level, base) for amount, level in amounts(stated, finished=finished)))
 
     @property
     def hard(self) -> tuple[Limit, ...]:
@@ -155,7 +155,7 @@ class Budget:
         return rows
 
 
-def amounts(said: Stated, *, finished: bool = False) -> tuple[tuple[units.Quantity, str], ...]:
+def amounts(stated: Stated, *, finished: bool = False) -> tuple[tuple[units.Quantity, str], ...]:
     """Read the limits and their levels without any base model: the grammar and nothing else.
 
     A latency is a warning unless its level says "error": it depends on the machine. Where it is all that is asked of a
@@ -164,9 +164,9 @@ def amounts(said: Stated, *, finished: bool = False) -> tuple[tuple[units.Quanti
     Raises UsageError for a bad amount, an entry that is neither text nor {limit, level}, an unknown level, no entry
     at all, two limits in one unit, and limits that are all warnings.
     """
-    if isinstance(said, Mapping):
-        raise UsageError(f"A budget is text or a list, got {dict(said)!r}; write [{{limit: 43MFLOPs, level: warn}}].")
-    entries: list[object] = [said] if isinstance(said, str) or not isinstance(said, Sequence) else list(said)
+    if isinstance(stated, Mapping):
+        raise UsageError(f"A budget is text or a list, got {dict(stated)!r}; write [{{limit: 43MFLOPs, level: warn}}].")
+    entries: list[object] = [stated] if isinstance(stated, str) or not isinstance(stated, Sequence) else list(stated)
     if not entries:
         raise UsageError("The budget is empty; write at least one limit, such as '43MFLOPs'.")
     read = [(amount, level) for entry in entries for amount, level in _entry(entry)]

@@ -63,33 +63,33 @@ def parse(text: str) -> Quantity:
     """
     if not isinstance(text, str):
         raise UsageError(f"{_quote(text)} is not an amount; write it as text with a unit, such as '43MFLOPs'.")
-    said = text.strip()
-    body = said.removeprefix("<=").removeprefix("≤").strip()
+    written = text.strip()
+    body = written.removeprefix("<=").removeprefix("≤").strip()
     if not body:
         raise UsageError("An empty amount; write a number and a unit, such as '43MFLOPs' or '0.58Mparams'.")
     if body[0] in "<>=":
-        raise UsageError(f"{_quote(said)}: an amount is always 'at most'; write '43MFLOPs' or '<=43MFLOPs'.")
+        raise UsageError(f"{_quote(written)}: an amount is always 'at most'; write '43MFLOPs' or '<=43MFLOPs'.")
     if re.match(r"[+-]?(nan|inf)", body, re.IGNORECASE):
-        raise UsageError(f"{_quote(said)} is not a finite number; write a count such as '43MFLOPs'.")
-    found = _NUMBER.fullmatch(body) if body.isascii() and len(body) <= 80 else None
-    if found is None:
-        raise UsageError(f"{_quote(said)} is not one number with a unit; write it as in '43MFLOPs'.")
-    number = _number(said, *found.group(1, 2, 3, 4))
-    word = found[5]
+        raise UsageError(f"{_quote(written)} is not a finite number; write a count such as '43MFLOPs'.")
+    match = _NUMBER.fullmatch(body) if body.isascii() and len(body) <= 80 else None
+    if match is None:
+        raise UsageError(f"{_quote(written)} is not one number with a unit; write it as in '43MFLOPs'.")
+    number = _number(written, *match.group(1, 2, 3, 4))
+    word = match[5]
     if word.startswith("%"):
-        unit = _unit_of_share(said, word[1:].strip())
-        return Quantity(None, _in_range(said, number / 100), unit, said)
+        unit = _unit_of_share(written, word[1:].strip())
+        return Quantity(None, _in_range(written, number / 100), unit, written)
     time = _TIME.fullmatch(word)
-    factor, unit = _latency(said, word, *time.groups()) if time else _unit(said, word)
-    amount = _in_range(said, number * factor)
+    factor, unit = _latency(written, word, *time.groups()) if time else _unit(written, word)
+    amount = _in_range(written, number * factor)
     if amount.denominator != 1:
         hint = (
             "B is bytes, not billions: write '1.2GB' or '1.2Gparams'"
             if unit in ("B", MEMORY)
             else "write a whole number"
         )
-        raise UsageError(f"{_quote(said)} is not a whole number of {unit}; {hint}.")
-    return Quantity(int(amount), None, unit, said)
+        raise UsageError(f"{_quote(written)} is not a whole number of {unit}; {hint}.")
+    return Quantity(int(amount), None, unit, written)
 
 
 def parse_list(text: str) -> tuple[Quantity, ...]:
@@ -161,41 +161,41 @@ def exact(value: int, unit: str) -> str:
     return f"{value} {unit}"
 
 
-def _number(said: str, sign: str, digits: str, exponent_sign: str | None, exponent: str | None) -> Fraction:
+def _number(written: str, sign: str, digits: str, exponent_sign: str | None, exponent: str | None) -> Fraction:
     power = (exponent or "0").lstrip("0") or "0"
     number = Fraction(digits if digits[-1] != "." else digits[:-1])
     if number == 0:
-        raise UsageError(f"{_quote(said)} is zero, which no network keeps; write a count such as '43MFLOPs'.")
+        raise UsageError(f"{_quote(written)} is zero, which no network keeps; write a count such as '43MFLOPs'.")
     if sign == "-":
-        raise UsageError(f"{_quote(said)} is negative; write a count above zero, such as '43MFLOPs'.")
+        raise UsageError(f"{_quote(written)} is negative; write a count above zero, such as '43MFLOPs'.")
     if len(power) > 3:  # past any amount, and 10**(10**9) would never end
-        raise UsageError(f"{_quote(said)} has an exponent out of range; amounts go up to 2**62.")
+        raise UsageError(f"{_quote(written)} has an exponent out of range; amounts go up to 2**62.")
     scale = Fraction(10) ** int(power)
     return number / scale if exponent_sign == "-" else number * scale
 
 
-def _latency(said: str, word: str, name: str, where: str) -> tuple[int, str]:
+def _latency(written: str, word: str, name: str, where: str) -> tuple[int, str]:
     """Nanoseconds in one `name`, and the unit for what stands behind it: "@onnxruntime-cpu/4"."""
     runtime, _, number = where.removeprefix("@").partition("/")
-    like = said.removesuffix(word).rstrip() + f"{name}@{_RUNTIME}/1"
+    like = written.removesuffix(word).rstrip() + f"{name}@{_RUNTIME}/1"
     if not where.startswith("@") or not runtime.strip():
-        raise UsageError(f"{_quote(said)}: a time needs the runtime that takes it; write {_quote(like)} (1 thread).")
+        raise UsageError(f"{_quote(written)}: a time needs the runtime that takes it; write {_quote(like)} (1 thread).")
     if runtime.strip() != _RUNTIME:
-        raise UsageError(f"{_quote(said)}: only {_RUNTIME} is measured here; write {_quote(like)} (1 thread).")
+        raise UsageError(f"{_quote(written)}: only {_RUNTIME} is measured here; write {_quote(like)} (1 thread).")
     if not re.fullmatch(r"[1-9][0-9]{0,2}", number.strip()):
-        raise UsageError(f"{_quote(said)}: the number of threads is from 1 to 999; write {_quote(like)}.")
+        raise UsageError(f"{_quote(written)}: the number of threads is from 1 to 999; write {_quote(like)}.")
     return _TIMES[name], f"ns@{_RUNTIME}/{number.strip()}"
 
 
-def _unit(said: str, word: str) -> tuple[int, str]:
+def _unit(written: str, word: str) -> tuple[int, str]:
     """What `word` multiplies by and counts: "MFLOPs" is 1,000,000 and FLOPs."""
     if word in _PREFIXES or word in _BINARY or word == "m":
-        bare = said[: len(said) - len(word)] + word.upper()[:1]
-        time = f"; a time is '{said[:-1].rstrip()}{_LATENCY}'" if word == "m" else ""
+        bare = written[: len(written) - len(word)] + word.upper()[:1]
+        time = f"; a time is '{written[:-1].rstrip()}{_LATENCY}'" if word == "m" else ""
         raise UsageError(
-            f"{_quote(said)} has no unit; write '{bare}MACs', '{bare}params', '{bare}FLOPs' or '{bare}B'{time}."
+            f"{_quote(written)} has no unit; write '{bare}MACs', '{bare}params', '{bare}FLOPs' or '{bare}B'{time}."
         )
-    _refuse_rate(said, word)
+    _refuse_rate(written, word)
     for prefix, factor in _PREFIXES.items():
         if word.startswith(prefix) and (unit := _name(word[len(prefix) :].lstrip())):
             return factor, unit
@@ -203,39 +203,43 @@ def _unit(said: str, word: str) -> tuple[int, str]:
         if word.startswith(prefix) and (unit := _name(word[len(prefix) :].lstrip())) in ("B", MEMORY):
             return factor, unit
     if word[0] == "m" and (unit := _name(word[1:].lstrip())):
-        better = said[: len(said) - len(word)] + "M" + unit
-        raise UsageError(f"{_quote(said)}: 'm' is milli, a thousandth; did you mean {_quote(better)}?")
+        better = written[: len(written) - len(word)] + "M" + unit
+        raise UsageError(f"{_quote(written)}: 'm' is milli, a thousandth; did you mean {_quote(better)}?")
     if re.fullmatch(r"(.i?)?b(its?)?", word):
-        raise UsageError(f"{_quote(said)}: a small 'b' is a bit; write bytes with a capital, such as '2.4MB'.")
+        raise UsageError(f"{_quote(written)}: a small 'b' is a bit; write bytes with a capital, such as '2.4MB'.")
     if "@" in word:
         raise UsageError(
-            f"{_quote(said)}: only FLOPs and B may say what they count; write FLOPs (1 a MAC), FLOPs@2, or "
+            f"{_quote(written)}: only FLOPs and B may say what they count; write FLOPs (1 a MAC), FLOPs@2, or "
             f"{MEMORY} for the memory of activations."
         )
-    raise UsageError(f"{_quote(said)}: the unit {_quote(word)} is unknown; {_nearest(word)}")
+    raise UsageError(f"{_quote(written)}: the unit {_quote(word)} is unknown; {_nearest(word)}")
 
 
-def _unit_of_share(said: str, word: str) -> str:
+def _unit_of_share(written: str, word: str) -> str:
     if _RUNTIME in word or _TIME.fullmatch(word):
-        raise UsageError(f"{_quote(said)}: a time has no share, the base model is not measured; write '5{_LATENCY}'.")
-    _refuse_rate(said, word)
+        raise UsageError(
+            f"{_quote(written)}: a time has no share, the base model is not measured; write '5{_LATENCY}'."
+        )
+    _refuse_rate(written, word)
     unit = _name("B" * word.startswith("@") + word) if word else "FLOPs"
     if unit is None:
         raise UsageError(
-            f"{_quote(said)}: a share is of {', '.join(UNITS[:-1])} or {MEMORY}; write '50%' or '50% params' "
+            f"{_quote(written)}: a share is of {', '.join(UNITS[:-1])} or {MEMORY}; write '50%' or '50% params' "
             "or '50%@activations'."
         )
     return unit
 
 
-def _refuse_rate(said: str, word: str) -> None:
+def _refuse_rate(written: str, word: str) -> None:
     if "/" in word or word.partition("@")[0].endswith("FLOPS"):
-        raise UsageError(f"{_quote(said)} is a rate, work per second; write an amount of work: '43MFLOPs', '43MMACs'.")
+        raise UsageError(
+            f"{_quote(written)} is a rate, work per second; write an amount of work: '43MFLOPs', '43MMACs'."
+        )
 
 
-def _in_range(said: str, amount: Fraction) -> Fraction:
+def _in_range(written: str, amount: Fraction) -> Fraction:
     if amount > LARGEST:
-        raise UsageError(f"{_quote(said)} is above 2**62, more than can be counted; is the prefix right?")
+        raise UsageError(f"{_quote(written)} is above 2**62, more than can be counted; is the prefix right?")
     return amount
 
 
@@ -252,6 +256,6 @@ def _nearest(word: str) -> str:
     return f"did you mean '{lower[near[0]]}'?" if near else f"write one of {', '.join(UNITS)}."
 
 
-def _quote(said: object) -> str:
-    words = repr(said)
+def _quote(written: object) -> str:
+    words = repr(written)
     return words if len(words) <= 60 else words[:57] + "..."

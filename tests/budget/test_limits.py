@@ -52,7 +52,7 @@ def test_a_bare_share_is_of_the_base_models_flops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "base", "says"),
+    ("stated", "base", "says"),
     [
         ("50%", None, "write a count: '43MFLOPs'"),
         ("0.1% MACs", BASE, "of the base model's 300 MACs is 0"),
@@ -74,9 +74,9 @@ def test_a_bare_share_is_of_the_base_models_flops() -> None:
         ("43MFLOPS", None, "rate"),
     ],
 )
-def test_what_is_no_budget_is_refused_with_what_to_write(said: object, base: Cost | None, says: str) -> None:
+def test_what_is_no_budget_is_refused_with_what_to_write(stated: object, base: Cost | None, says: str) -> None:
     with pytest.raises(UsageError) as refused:
-        Budget.parse(said, base)  # type: ignore[arg-type]
+        Budget.parse(stated, base)  # type: ignore[arg-type]
     assert says in str(refused.value)
 
 
@@ -158,11 +158,11 @@ def test_a_latency_decides_nothing_before_it_is_measured() -> None:
 @pytest.mark.parametrize("level", ["error", "warn", None])
 def test_a_latency_alone_is_refused_with_what_to_write(level: str | None) -> None:
     time = "5ms@onnxruntime-cpu/1"
-    said = time if level is None else [{"limit": time, "level": level}, {"limit": "1MACs", "level": "warn"}]
+    stated = time if level is None else [{"limit": time, "level": level}, {"limit": "1MACs", "level": "warn"}]
     with pytest.raises(UsageError, match=r"is measured once the network is finished .* '43MFLOPs, 5ms@"):
-        Budget.parse(said)
+        Budget.parse(stated)
     if level is None:
-        assert [limit.level for limit in Budget.parse(said, finished=True).limits] == ["error"]
+        assert [limit.level for limit in Budget.parse(stated, finished=True).limits] == ["error"]
 
 
 def test_units_and_budgets_need_the_standard_library_only_and_recipes_no_torch() -> None:

@@ -183,8 +183,8 @@ def test_something_that_is_not_text_is_refused() -> None:
 
 
 def test_a_list_holds_all_its_amounts() -> None:
-    said = parse_list("43MFLOPs, 86 MFLOPs@2,0.58Mparams,50%B")
-    assert [(q.value, q.share, q.unit) for q in said] == [
+    amounts = parse_list("43MFLOPs, 86 MFLOPs@2,0.58Mparams,50%B")
+    assert [(q.value, q.share, q.unit) for q in amounts] == [
         (43 * 10**6, None, "FLOPs"),
         (86 * 10**6, None, "FLOPs@2"),
         (580_000, None, "params"),
@@ -279,10 +279,10 @@ near_miss = st.lists(
 @given(st.text() | near_miss)
 def test_any_text_is_read_or_refused_and_nothing_else(text: str) -> None:
     try:
-        said = parse_list(text)
+        amounts = parse_list(text)
     except UsageError:
         return
-    for quantity in said:
+    for quantity in amounts:
         assert (quantity.value is None) != (quantity.share is None)
         assert 0 < (quantity.value or quantity.share or 0) <= LARGEST
         assert quantity.unit in UNITS or threads(quantity.unit)
