@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ MODULE = {
     "pillow": "PIL",
     "pyyaml": "yaml",
 }  # what is imported, where it is called otherwise
+beside_the_extra = pytest.mark.skipif(find_spec("torch") is None, reason="needs compress-budget[torch]")
 EXPORT = "export ./net.py:make --weights w.safetensors --budget 1MMACs --data digits"
 HIDING = """
 import sys
@@ -88,6 +90,7 @@ def without(hidden: tuple[str, ...], *commands: str) -> tuple[list[int], str, st
 # ---- what is lacking ------------------------------------------------------------------------------------------------
 
 
+@beside_the_extra
 @pytest.mark.parametrize(
     ("command", "package"),
     [
@@ -110,6 +113,7 @@ def test_a_command_names_the_package_that_it_lacks_and_begins_nothing(
     assert files() == before
 
 
+@beside_the_extra
 @pytest.mark.parametrize(
     ("verb", "package"),
     [
@@ -133,6 +137,7 @@ def test_the_verb_verify_names_what_a_latency_needs(monkeypatch: pytest.MonkeyPa
     assert compress.verify("net.onnx", "1MMACs").code == 0
 
 
+@beside_the_extra
 @pytest.mark.parametrize(
     ("data", "package"),
     [("data.source=mnist", "torchvision"), ("data.source=mnist", "pillow"), ("data.folder=.", "pillow")],
@@ -159,8 +164,8 @@ def test_data_names_the_package_that_it_lacks_and_the_place_of_work_is_given_bac
         ("schema", "pydantic"),
         ("schema", "pyyaml"),
         ("recipes", "pyyaml"),
-        ("plan quickstart", "numpy"),
-        ("run quickstart", "filelock"),
+        pytest.param("plan quickstart", "numpy", marks=beside_the_extra),
+        pytest.param("run quickstart", "filelock", marks=beside_the_extra),
     ],
 )
 def test_what_an_unfinished_installation_lacks_of_the_core_is_named_too(command: str, package: str) -> None:
@@ -185,6 +190,7 @@ def test_several_packages_are_named_in_one_sentence_and_a_small_one_with_its_own
         assert said == f"{package} is not installed; {line}, pip install {package} alone."
 
 
+@beside_the_extra
 def test_what_somebody_elses_file_lacks_is_told_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("net.py").write_text("import matplotlib\n\ndef make():\n    pass\n")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
