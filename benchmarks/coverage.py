@@ -106,6 +106,16 @@ def settle(model: nn.Module, images: Tensor) -> None:
         norm.running_var *= 0.75 + torch.rand(norm.running_var.shape, dtype=images.dtype) / 2
 
 
+def woken(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Two images [2, C, H, W] for a network that is turned into float64 here, all its numbers redrawn for them."""
+    generator = torch.Generator().manual_seed(0)
+    redraw(model.double(), generator)
+    coarse = torch.randn(2, shape[0], 7, 7, generator=generator, dtype=torch.float64)  # finer noise averages out
+    images = nn.functional.interpolate(coarse * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), shape[1:])
+    settle(model, images)
+    return images
+
+
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
     """All that the network returns, in one row for each image."""
     with torch.no_grad():
@@ -156,7 +166,6 @@ def reasons(graph: Graph) -> str:
 def row(name: str) -> str:
     """Everything about one network as a row of the table; a failure says what it is."""
     make, shape = maker(name)
-    generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     model = make().eval()
     start = time.process_time()
@@ -166,11 +175,7 @@ def row(name: str) -> str:
     shares = [1 - least.params / base.params, 1 - least.macs / base.macs]
     cells = [name, f"{base.params / 1e6:.2f}", *(f"{100 * share:.1f}" for share in shares)]
     cells += [f"{len(graph.free)} / {len(graph.spaces)}", f"{seconds:.0f}"]
-    model.double()
-    redraw(model, generator)
-    coarse = torch.randn(2, shape[0], 7, 7, generator=generator, dtype=torch.float64)  # finer noise averages out
-    images = nn.functional.interpolate(coarse * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), shape[1:])
-    settle(model, images)
+    images = woken(model, shape)
     before = outputs(model, images)
     noise = gap(outputs(model, images * (1 + 1e-15)), before)  # of rounding, which a chaotic network makes large
 

@@ -28,6 +28,7 @@ from compress.surgery.connections import Wiring
 
 ALPHAS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
 GAMMAS = (0.25, 0.5, 0.75, 1.0)
+Rows = dict[str, list[list[float]]]  # what is in the table, by alpha and gamma
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     given = dict(one.split("=", 1) for one in args.set)
     lines = []
-    rows: dict[str, list[list[float]]] = {}  # what is in the table, by alpha and gamma
+    rows: Rows = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in args.seeds:
             free = given | {"seed": str(seed), "method.fill": "false", "method.over": "0"}
@@ -65,36 +66,39 @@ def main() -> None:
                     f"{np.count_nonzero(kept)} of {len(kept)} | {row[3]:.2f} | {row[4]:.2f} |"
                 )
                 print(lines[-1], flush=True)
-    means = [
-        "Means over the seeds:",
-        "",
-        "| alpha | gamma | sampled MACs | accuracy | likeliest MACs | as it is | scratch |",
-        "|---|---|---|---|---|---|---|",
-        *(
-            f"| {setting} | {' | '.join(f'{fmean(column):.1f}' for column in zip(*seeds, strict=True))} |"
-            for setting, seeds in rows.items()
-        ),
-        "",
-    ]
-    text = "\n".join(
+    text = page(lines, rows, lab.data.counts["test"], args.seeds)
+    if args.out is not None:
+        args.out.write_text(text)
+
+
+def page(lines: list[str], rows: Rows, images: int, seeds: list[int]) -> str:
+    """The table with its means over the seeds, and what its columns are."""
+    means = (
+        f"| {setting} | {' | '.join(f'{fmean(column):.1f}' for column in zip(*each, strict=True))} |"
+        for setting, each in rows.items()
+    )
+    return "\n".join(
         [
             "# LWP: alpha and gamma (Fig. 4 of the paper)",
             "",
             "sampled: children of the last training steps, their MACs over the full network's and their accuracy on",
             "the training images, in %. likeliest: the child of all connections above 1/2; test accuracy in %, "
-            f"{lab.data.counts['test']:,} images.",
+            f"{images:,} images.",
             "",
             "| seed | alpha | gamma | sampled MACs | accuracy | likeliest MACs | connections | as it is | scratch |",
             "|---|---|---|---|---|---|---|---|---|",
             *lines,
             "",
+            "Means over the seeds:",
+            "",
+            "| alpha | gamma | sampled MACs | accuracy | likeliest MACs | as it is | scratch |",
+            "|---|---|---|---|---|---|---|",
             *means,
-            f"`{command()}`, seeds {args.seeds}; {machine()}.",
+            "",
+            f"`{command()}`, seeds {seeds}; {machine()}.",
             "",
         ]
     )
-    if args.out is not None:
-        args.out.write_text(text)
 
 
 if __name__ == "__main__":

@@ -130,25 +130,30 @@ def main() -> None:
                 f"{statistics.mean(each):+.2f}{spread} | | | |"
             )
             print(lines[-1], flush=True)
-    text = "\n".join(
+    text = page(lines, lab.data.counts["test"], args.masks, method.settings.tune.epochs, args.seeds)
+    if args.out is not None:
+        args.out.write_text(text)
+
+
+def page(lines: list[str], images: int, masks: int, epochs: float, seeds: list[int]) -> str:
+    """The table, and what its columns are."""
+    return "\n".join(
         [
             "# Learned connections against random ones of equal cost",
             "",
-            f"Test accuracy in %, {lab.data.counts['test']:,} images; {args.masks} random masks for each seed, their",
+            f"Test accuracy in %, {images:,} images; {masks} random masks for each seed, their",
             "mean and in brackets the best. cut: as cut out, batch norms estimated anew; tuned: trained on for "
-            f"{method.settings.tune.epochs:g} epochs;",
+            f"{epochs:g} epochs;",
             "scratch: as long, from newly drawn weights. used: share of the budget, learned / random.",
             "",
             "| budget | seed | child | learned | random, taught net | random, net before | used |",
             "|---|---|---|---|---|---|---|",
             *lines,
             "",
-            f"`{command()}`, seeds {args.seeds}; {machine()}.",
+            f"`{command()}`, seeds {seeds}; {machine()}.",
             "",
         ]
     )
-    if args.out is not None:
-        args.out.write_text(text)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class VGG(nn.Module):
         self,
         widths: Sequence[int],
         pools: Sequence[int],
+        *,
         hidden: Sequence[int],
         classes: int,
         in_channels: int,
@@ -97,7 +98,18 @@ def vgg(
     halvings = len(pools) - (last_pool == "global")
     if size >> max(halvings, 0) < 1:
         raise ValueError(f"vgg: {halvings} halvings leave nothing of {size} px; give fewer pools or last_pool='global'")
-    return VGG(widths, pools, hidden, classes, in_channels, size, bias, norm, hidden_norm, last_pool)
+    return VGG(
+        widths,
+        pools,
+        hidden=hidden,
+        classes=classes,
+        in_channels=in_channels,
+        size=size,
+        bias=bias,
+        norm=norm,
+        hidden_norm=hidden_norm,
+        last_pool=last_pool,
+    )
 
 
 def vgg16(

@@ -1,15 +1,22 @@
-"""Test processes share the cores: one thread each, or threads that wait for each other slow all of them down."""
+"""What all tests share: a thread each, one way to draw examples."""
 
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from compress.export.report import Report
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, which no test module has done yet
+# Processes share the cores: one thread each, or threads that wait for each other slow all of them down. Read when torch
+# is first imported, which no test module has done yet.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples on every machine, however busy it is: a failure is a failure and no draw of luck.
+settings.register_profile("compress", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("compress")
 
 COUNTED = {"method": "adenel", "macs": 42_000_000, "params": 580_000, "used": 0.9}
 CHECK = {"bytes": 2_400_000, "sha256": "0" * 64, "images": 256, "max_abs": 1e-6, "max_rel": 1e-7, "top1_equal": True}

@@ -106,15 +106,15 @@ class Price:
             merged[key] = term._replace(coef=coef)
         rows, peaks = list(merged.values()), _undominated(names, moments)
         return cls(
-            names,
-            _int64([row.coef for row in rows], len(rows), 4),
-            _int64([[row.left.get(name, 0) for name in names] for row in rows], len(rows), len(names)),
-            _int64([row.left0 for row in rows], len(rows)),
-            _int64([[row.right.get(name, 0) for name in names] for row in rows], len(rows), len(names)),
-            _int64([row.right0 for row in rows], len(rows)),
-            _int64([[peak.left.get(name, 0) for name in names] for peak in peaks], len(peaks), len(names)),
-            _int64([peak.left0 for peak in peaks], len(peaks)),
-            tuple(peak.where for peak in peaks),
+            spaces=names,
+            coef=_int64([row.coef for row in rows], len(rows), 4),
+            left=_int64([[row.left.get(name, 0) for name in names] for row in rows], len(rows), len(names)),
+            left0=_int64([row.left0 for row in rows], len(rows)),
+            right=_int64([[row.right.get(name, 0) for name in names] for row in rows], len(rows), len(names)),
+            right0=_int64([row.right0 for row in rows], len(rows)),
+            alive=_int64([[peak.left.get(name, 0) for name in names] for peak in peaks], len(peaks), len(names)),
+            alive0=_int64([peak.left0 for peak in peaks], len(peaks)),
+            peaks=tuple(peak.where for peak in peaks),
         )
 
     def vector(self, widths: Mapping[str, int]) -> Ints:

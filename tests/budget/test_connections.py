@@ -1,7 +1,7 @@
 """Whatever is chosen ends within the budget with no connection left that fits, the least probable ones gone."""
 
-import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -25,22 +25,36 @@ class Dense:
     init: int = 24
     side: int = 32
 
-    @property
+    @cached_property
     def edges(self) -> list[tuple[int, int, int]]:
         """(block, layer, source) with source 0 for the block's input."""
         return [(b, i, j) for b, depth in enumerate(self.depths) for i in range(1, depth + 1) for j in range(i)]
 
-    @property
+    @cached_property
     def blocks(self) -> NDArray[np.int64]:
         return np.array([block for block, _, _ in self.edges])
 
+    @cached_property
+    def read(self) -> dict[tuple[int, int], list[int]]:
+        """The edges into a layer, by block and layer."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for edge, (block, layer, _) in enumerate(self.edges):
+            found.setdefault((block, layer), []).append(edge)
+        return found
+
+    @cached_property
+    def heard(self) -> dict[tuple[int, int], list[int]]:
+        """The edges out of a source, by block and layer."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for edge, (block, _, source) in enumerate(self.edges):
+            found.setdefault((block, source), []).append(edge)
+        return found
+
     def settle(self, masks: Mask) -> Mask:
         settled = masks.copy()
-        for block, depth in enumerate(self.depths):
-            for layer in range(1, depth + 1):
-                into = [e for e, (b, i, _) in enumerate(self.edges) if (b, i) == (block, layer)]
-                out = [e for e, (b, _, j) in enumerate(self.edges) if (b, j) == (block, layer)]
-                settled[:, out] &= settled[:, into].any(1)[:, None]
+        for (block, layer), into in self.read.items():
+            out = self.heard.get((block, layer), [])
+            settled[:, out] &= settled[:, into].any(1)[:, None]
         return settled
 
     def costs(self, masks: Mask) -> NDArray[np.int64]:
@@ -51,11 +65,11 @@ class Dense:
             pixels = (self.side >> block) ** 2
             alive = np.zeros(len(masks), np.int64)
             for layer in range(1, depth + 1):
-                mine = [e for e, (b, i, _) in enumerate(self.edges) if (b, i) == (block, layer)]
-                wide = masks[:, mine] @ np.array([channels if self.edges[e][2] == 0 else k for e in mine])
+                mine = masks[:, self.read[block, layer]]  # of the source 0, the block's input, and of the layers before
+                wide = mine @ np.array([channels] + [k] * (layer - 1))
                 params += 9 * k * wide + 2 * wide
                 macs += 9 * k * wide * pixels
-                alive += masks[:, mine].any(1)
+                alive += mine.any(1)
             width = channels + depth * k  # the transition makes as many as in the full net
             params += (channels + k * alive) * width
             macs += (channels + k * alive) * width * pixels
@@ -92,7 +106,7 @@ nets = st.builds(
 shares = st.floats(0.05, 1.2)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(nets, shares, st.sampled_from(["MACs", "params", "FLOPs", "FLOPs@2"]), st.integers(0, 2**32 - 1))
 def test_a_projection_is_within_the_budget_and_no_unused_connection_fits(
     dense: Dense, share: float, unit: str, seed: int
@@ -118,7 +132,7 @@ def test_a_projection_is_within_the_budget_and_no_unused_connection_fits(
     assert np.array_equal(project(scores, dense, budget, start, dense.blocks), kept)
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(nets, shares, st.integers(0, 2**32 - 1))
 def test_the_least_probable_go_and_the_most_probable_that_fit_come(dense: Dense, share: float, seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -179,14 +193,29 @@ def test_units_that_connections_have_no_price_in_are_refused(text: str) -> None:
         refuse(dense, 3, Budget.parse(text))
 
 
-def test_densenet_40_fills_five_budgets_in_seconds() -> None:
+class Counting:
+    """A wiring that counts the masks that it is asked about."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring, self.settled, self.priced = wiring, 0, 0
+
+    def settle(self, masks: Mask) -> Mask:
+        self.settled += len(masks)
+        return self.wiring.settle(masks)
+
+    def costs(self, masks: Mask) -> NDArray[np.int64]:
+        self.priced += len(masks)
+        return self.wiring.costs(masks)
+
+
+def test_densenet_40_fills_five_budgets_and_looks_at_few_masks_for_that() -> None:
     wiring = Wiring.read(densenet40(), (3, 32, 32))
     draw, blocks = np.random.default_rng(0), wiring.block[wiring.edge_layer]
     full = Cost(*wiring.costs(wiring.full)[0].tolist(), 1)
     for share in ("20% FLOPs", "35% MACs", "40% params", "60%", "80% MACs, 75% params"):
         scores, budget = draw.random(len(blocks)), Budget.parse(share, full)
         for start in (wiring.full, draw.random(len(blocks)) < scores):
-            began = time.perf_counter()
-            kept = project(scores, wiring, budget, start, blocks)
+            counting = Counting(wiring)
+            kept = project(scores, counting, budget, start, blocks)
             assert FILLED <= usage(wiring.costs(kept), budget)[0] <= 1
-            assert time.perf_counter() - began < 10
+            assert counting.settled + counting.priced <= 30 * len(blocks)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.budget.limits import Cost
-from compress.budget.price import Price, Term
+from compress.budget.price import Moment, Price, Term
 from compress.errors import CompressError
 
 SPACES = ("a", "b", "c", "d")
@@ -19,8 +19,9 @@ terms = st.lists(
     st.builds(Term, st.tuples(counts, counts, counts, counts), factors, st.integers(0, 9), factors, st.integers(0, 9)),
     max_size=8,
 )
+alive = st.lists(st.builds(Moment, st.sampled_from(["stem", "body", "head"]), factors, counts), max_size=6)
 widths = st.fixed_dictionaries({space: st.integers(1, 2000) for space in SPACES})
-families = settings(deadline=None, derandomize=True, max_examples=60)
+families = settings(max_examples=60)
 
 
 def naive(family: list[Term], w: dict[str, int]) -> Cost:
@@ -31,6 +32,11 @@ def naive(family: list[Term], w: dict[str, int]) -> Cost:
         right = term.right0 + sum(times * w[space] for space, times in term.right.items())
         total = [was + c * left * right for was, c in zip(total, term.coef, strict=True)]
     return Cost(*total)
+
+
+def held(moment: Moment, w: dict[str, int]) -> int:
+    """Bytes alive at a moment."""
+    return moment.left0 + sum(times * w[space] for space, times in moment.left.items())
 
 
 def column(cost: Cost) -> list[int]:
@@ -51,6 +57,36 @@ def test_a_step_is_the_difference_of_two_costs(family: list[Term], w: dict[str, 
         each = by if isinstance(stride, dict) else dict.fromkeys(SPACES, stride)
         expected = [column(naive(family, {**w, s: w[s] + each[s]}) - naive(family, w)) for s in SPACES]
         assert price.steps(w, stride).tolist() == expected
+
+
+@families
+@given(terms, alive, widths, st.dictionaries(st.sampled_from(SPACES), st.integers(0, 64)))
+def test_the_peak_is_that_of_the_moment_with_most_alive_and_a_step_can_move_it(
+    family: list[Term], moments: list[Moment], w: dict[str, int], by: dict[str, int]
+) -> None:
+    price = Price.from_terms(SPACES, family, moments)
+    most = max((held(moment, w) for moment in moments), default=0)
+    assert price.cost(w) == replace(naive(family, w), memory=most)
+    assert price.peak(w) in ({moment.where for moment in moments if held(moment, w) == most} or {""})
+    steps = price.steps(w, {space: by.get(space, 1) for space in SPACES})
+    for space, step in zip(SPACES, steps, strict=True):
+        wider = {**w, space: w[space] + by.get(space, 1)}
+        expected = max((held(moment, wider) for moment in moments), default=0)
+        assert max((price.totals(price.vector(w)) + step)[4:].tolist(), default=0) == expected
+
+
+@families
+@given(alive, widths, st.dictionaries(st.sampled_from(SPACES), st.floats(0, 1)), st.floats(0, 1.2))
+def test_moments_that_never_reach_a_limit_may_be_left_out(
+    moments: list[Moment], w: dict[str, int], narrower: dict[str, float], share: float
+) -> None:
+    price = Price.from_terms(SPACES, [], moments)
+    limit = int(share * max((held(moment, w) for moment in moments), default=0))
+    left = price.reaching(limit, price.vector(w))
+    inside = {space: int(w[space] * narrower.get(space, 1.0)) for space in SPACES}
+    most = max((held(moment, inside) for moment in moments), default=0)
+    assert max(left.cost(inside).memory, limit) == max(most, limit)
+    assert len(left.peaks) <= len(price.peaks) <= len(moments)
 
 
 @families

@@ -1,3 +1,5 @@
+"""A recipe is read as people write it, and a mistake is told with its place and what to write instead."""
+
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -8,8 +10,7 @@ import jsonschema
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import settings as hypotheses
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -22,7 +23,6 @@ from compress.recipe.keys import Duration
 from compress.recipe.settings import Data, Recipe, Train
 from compress.surgery.structure import construct
 
-always = hypotheses(deadline=None, derandomize=True)
 SMALL = """\
 model:
   factory: compress.models:vgg
@@ -290,7 +290,6 @@ words = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_cat
 values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words
 
 
-@always
 @given(
     st.dictionaries(words, st.recursive(values, lambda v: st.lists(v, max_size=3), max_leaves=5), max_size=4),
     st.fixed_dictionaries(
@@ -380,7 +379,7 @@ anything = st.recursive(values, lambda v: st.lists(v, max_size=4) | st.dictionar
 keys = st.sampled_from([*Recipe.model_fields, *(f"method.{k}" for k in Adenel.model_fields), "data.val", "model.input"])
 
 
-@hypotheses(deadline=None, derandomize=True, max_examples=150)
+@settings(max_examples=150)
 @given(st.dictionaries(keys, anything, max_size=4))
 def test_any_value_anywhere_is_read_or_refused_with_a_place(said: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:

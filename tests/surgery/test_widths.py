@@ -363,7 +363,7 @@ def test_a_space_narrowed_to_one_channel_grows_again() -> None:
         assert surgeon.graph.price.cost(surgeon.graph.widths) == measure(net, SHAPE)
 
 
-@settings(deadline=None, derandomize=True, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 6), st.lists(st.integers(-1, 5), min_size=1, max_size=8), st.integers(0, 2))
 def test_take_picks_old_indices_and_puts_zeros_for_new_ones(size: int, source: list[int], dim: int) -> None:
     source = [min(s, size - 1) for s in source]

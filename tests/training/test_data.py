@@ -75,7 +75,7 @@ def test_training_validation_and_test_images_are_disjoint_and_complete(numbered:
     assert in_split(load(numbered, val=0.25, seed=1), "val") != val
 
 
-@examples(deadline=None, derandomize=True, max_examples=100)
+@examples(max_examples=100)
 @given(st.data())
 def test_holding_out_takes_the_same_share_of_every_class(drawn: st.DataObject) -> None:
     labels = torch.tensor(drawn.draw(st.lists(st.integers(0, 5), min_size=2, max_size=60)))
@@ -119,7 +119,7 @@ def test_labels_stay_with_their_images(numbered: Path) -> None:
             assert [k % 3 for k in numbers(of, x)] == y.tolist()
 
 
-@examples(deadline=None, derandomize=True, max_examples=60)
+@examples(max_examples=60)
 @given(st.data())
 def test_cropping_and_mirroring_a_batch_equals_doing_it_image_by_image(drawn: st.DataObject) -> None:
     b, c, h, w = (drawn.draw(st.integers(1, most)) for most in (5, 3, 7, 7))
@@ -147,7 +147,7 @@ def test_the_stream_is_the_images_varied_by_their_batchs_draws(numbered: Path) -
             torch.testing.assert_close(seen.double(), (expected / 255.0 - mean) / std, atol=2e-6, rtol=0)
 
 
-@examples(deadline=None, derandomize=True, max_examples=60)
+@examples(max_examples=60)
 @given(st.data())
 def test_blanking_a_batch_equals_doing_it_pixel_by_pixel(drawn: st.DataObject) -> None:
     b, c, h, w, side = (drawn.draw(st.integers(1, most)) for most in (4, 3, 7, 7, 8))

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -150,7 +151,6 @@ def test_training_equals_the_loop_written_out(digits: data.Data) -> None:
     assert trained.loss == pytest.approx(sum(losses) / 5, rel=1e-5)
     assert trained.accuracy == right / (5 * 64)
     assert trained.images == 5 * 64
-    assert trained.seconds > 0
 
 
 def test_a_small_net_learns_digits(digits: data.Data) -> None:
@@ -220,16 +220,20 @@ def test_a_loss_that_is_not_finite_is_told_before_it_spoils_the_weights(
     assert torch.equal(broken[1].weight, weight)
 
 
-def test_progress_is_told_twice_a_second_and_at_the_end(digits: data.Data) -> None:
+def test_progress_is_told_twice_a_second_and_at_the_end(digits: data.Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 0.125)  # between two looks at the clock an eighth of a second goes by
+    monkeypatch.setattr(train, "perf_counter", lambda: next(clock))
     told: list[Any] = []
     trained = run(tiny(), digits, (3, 150), listen=told.append)
-    assert told[-1].step == told[-1].steps == 150
-    assert [t.step for t in told] == sorted({t.step for t in told})
-    assert len(told) <= 1 + trained.seconds / train.TELL_EVERY
+    assert [t.step for t in told] == [*range(4, 150, 4), 150]  # one look a step: half a second is four of them
+    assert {t.steps for t in told} == {150}
+    *others, last = (t.images_per_second for t in told)
+    assert set(others) == {4 * 64 / (5 * 0.125)}  # and one look when the four are through
+    assert last == 2 * 64 / (2 * 0.125)  # the last step is told without a look before it
     parts = [t.step - before for t, before in zip(told, [0, *(t.step for t in told)], strict=False)]
     assert sum(t.loss * n for t, n in zip(told, parts, strict=True)) / 150 == pytest.approx(trained.loss)
-    spent = sum(64 * n / t.images_per_second for t, n in zip(told, parts, strict=True))
-    assert 0.5 * trained.seconds < spent <= trained.seconds + 1e-6  # a busy machine may pause between two readings
+    looks = 1 + 149 + len(told) + 1
+    assert trained.seconds == looks * 0.125  # from the first look to one after the last step
 
 
 def test_an_interrupt_passes_through(digits: data.Data) -> None:
