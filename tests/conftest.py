@@ -1,14 +1,14 @@
-"""What all tests share: a thread each, one way to draw examples."""
+"""What all tests share: a thread each, one way to draw examples, and one finished run."""
 
+import json
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
-
-if TYPE_CHECKING:
-    from compress.export.report import Report
 
 # Processes share the cores: one thread each, or threads that wait for each other slow all of them down. Read when torch
 # is first imported, which no test module has done yet.
@@ -18,52 +18,51 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("compress", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("compress")
 
-COUNTED = {"method": "adenel", "macs": 42_000_000, "params": 580_000, "used": 0.9}
-CHECK = {"bytes": 2_400_000, "sha256": "0" * 64, "images": 256, "max_abs": 1e-6, "max_rel": 1e-7, "top1_equal": True}
+TINY = """\
+model:
+  factory: compress.models:vgg
+  args: {widths: [16, 24], pools: [1, 2], last_pool: global, in_channels: 1, size: 8}
+data: {source: digits, crop: 1}
+train: {batch: 100}
+method: {name: adenel, seed_width: 4, filters: 5, grow: all, tune: {epochs: 1}}
+checkpoint: 5 steps
+budget: 60kMACs
+"""
+
+
+class Finished(NamedTuple):
+    """A finished run, to be looked at and not changed: `compress run tiny.yaml --seed 7 --set train.lr=0.05`."""
+
+    folder: Path  # holds tiny.yaml and runs/tiny
+    out: Path  # runs/tiny
+    report: dict[str, Any]
+    code: int
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture(scope="session")
-def build() -> "Callable[..., Report]":
-    """A report as a run makes it: `build(budget, latencies by unit, **changes)`; keywords replace what goes into it."""
-    return _build
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One run for all tests in all processes: the first that asks makes it, the others wait for that and read it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    ended = folder / "ended.json"
+    with FileLock(f"{folder}.lock"):
+        if not ended.exists():
+            folder.mkdir()
+            ended.write_text(json.dumps(_run(folder)))
+    out = folder / "runs/tiny"
+    return Finished(folder, out, json.loads((out / "report.json").read_text()), **json.loads(ended.read_text()))
 
 
-def _build(budget: Any = "43MFLOPs", measured: Any = None, **changes: Any) -> "Report":
-    from compress.budget.limits import Budget, Cost
-    from compress.export.parts import Costs, Environment, Preprocessing
-    from compress.export.report import Accuracy, Report, judged, rows_of, train_cost
+def _run(folder: Path) -> dict[str, Any]:
+    from click.testing import CliRunner
 
-    cost = changes.pop("cost", Cost(params=580_000, macs=42_000_000, thop=42_900_000, bytes=2_400_000))
-    base = changes.pop("base", Cost(params=14_990_000, macs=313_000_000, thop=314_000_000, bytes=60_000_000))
-    rgb = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "classes": ["cat", "dog"], "baked": False}
-    rows = rows_of(Budget.parse(budget), cost, measured or {})
-    scores = {key: changes.pop(key, value) for key, value in (("val", 0.934), ("test", 0.931), ("required", None))}
-    accuracy = Accuracy.of({"metric": "top-1", **scores})
-    outcome, landing = judged(rows, accuracy)
-    parts: dict[str, Any] = {
-        "schema_version": 1,
-        "verdict": outcome,
-        "budget": rows,
-        "landing": landing,
-        "cost": Costs.of_cost(cost),
-        "base": Costs.of_cost(base),
-        "accuracy": accuracy,
-        "train_cost": train_cost(10**14, 9_000_000, base=base, train_images=45_000, epochs=300, name="VGG16"),
-        "drift": 3e-7,
-        "parity": {name: CHECK for name in ("model.onnx", "model.pt2", "model.safetensors")},
-        "preprocessing": Preprocessing.of_inputs([(3, 32, 32)], **rgb),
-        "spaces": [{"name": f"conv{i}", "width": 8, "full": 64, "frozen": None} for i in range(13)],
-        "steps": [],
-        "history": [
-            {"event": "seed", "step": 0, **COUNTED, "widths": {"conv0": 8}},
-            {"event": "round", "step": 351, **COUNTED, "loss": 0.123456, "val": None},
-        ],
-        "seeds": {"seed": 0},
-        "data": {"name": "cifar10", "counts": {"train": 45_000, "val": 5_000, "test": 10_000}, "digest": "ab"},
-        "environment": Environment.here(device="cpu", threads=2),
-        "command": "compress run recipes/vgg.yaml",
-        "resumed_from": None,
-        "seconds": 812.5,
-        "notes": ["attention: thop counts 0"],
-    }
-    return Report.of(parts | changes)
+    from compress.cli import main
+
+    (folder / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        here.setattr(sys, "path", sys.path[:])
+        result = CliRunner().invoke(main, ["run", "tiny.yaml", "--seed", "7", "--set", "train.lr=0.05"])
+    return {"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}

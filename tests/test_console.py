@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reports import build
 
 from compress.budget.limits import Budget, Cost, Latency
 from compress.console import in_short, percent, result_lines, say, table, telling
@@ -211,7 +212,7 @@ COST = Cost(params=4, macs=110, thop=110, bytes=10)
 
 
 @pytest.fixture
-def report(build: Callable[..., Report]) -> Report:
+def report() -> Report:
     spent = train_cost(421, 640, base=Cost(1, 1, 1, 1), train_images=100, epochs=100, name="vgg for 300 epochs")
     return build(LIMITS, cost=COST, val=0.5, test=None, required=0.9, train_cost=spent)
 
@@ -233,7 +234,7 @@ def test_a_result_names_counters_accuracy_cost_files_and_the_command_that_guards
     assert lines[8].endswith("--budget '100MACs, 8params'")  # warnings guard nothing
 
 
-def test_a_result_says_how_a_latency_was_measured(tmp_path: Path, build: Callable[..., Report]) -> None:
+def test_a_result_says_how_a_latency_was_measured(tmp_path: Path) -> None:
     latency = Latency(6_000_000, 5_100_000, 7_200_000, 1331, "a processor")
     timed = build(["43MFLOPs", "5ms@onnxruntime-cpu/1"], {"ns@onnxruntime-cpu/1": latency})
     line = result_lines(tmp_path, timed)[3]

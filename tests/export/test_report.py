@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reports import build
 
 from compress.budget.limits import Cost, Latency
 from compress.budget.units import UNITS, threads
@@ -22,7 +23,6 @@ from compress.export.report import Report, Unit, report_schema, train_cost
 COST = Cost(params=580_000, macs=42_000_000, thop=42_900_000, bytes=2_400_000)  # of the report that `build` makes
 SCHEMA = report_schema()
 VALID = jsonschema.Draft202012Validator(SCHEMA)
-Build = Callable[..., Report]
 NAMES = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "classes": ["cat", "dog"]}
 COUNTED = {"method": "adenel", "macs": 42_000_000, "params": 580_000, "used": 0.9}
 
@@ -66,7 +66,7 @@ WHOLE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", WHOLE)
 def test_every_report_follows_the_published_schema_and_is_read_as_it_was_written(
-    changes: dict[str, Any], tmp_path: Path, build: Build
+    changes: dict[str, Any], tmp_path: Path
 ) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     report = build(**changes)
@@ -92,7 +92,7 @@ def test_the_schema_permits_no_key_but_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(SCHEMA["properties"]))
-def test_neither_the_schema_nor_the_type_misses_a_key_or_takes_anything_for_it(key: str, build: Build) -> None:
+def test_neither_the_schema_nor_the_type_misses_a_key_or_takes_anything_for_it(key: str) -> None:
     whole = build().plain()
     for wrong in ({k: v for k, v in whole.items() if k != key}, whole | {"surprise": 1}, whole | {key: {"odd": []}}):
         refuse(wrong)
@@ -105,7 +105,7 @@ def refuse(wrong: Mapping[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def full(build: Build) -> dict[str, Any]:
+def full() -> dict[str, Any]:
     """A report with something at every place, as plain values."""
     return build(
         ["43MFLOPs", "1ms@onnxruntime-cpu/1"],
@@ -262,7 +262,7 @@ def test_the_units_of_a_report_are_those_of_budgets() -> None:
     assert not any(map(threads, UNITS))
 
 
-def test_a_report_cannot_be_changed(build: Build) -> None:
+def test_a_report_cannot_be_changed() -> None:
     report = build()
     for part in (report, report.cost, report.budget[0], report.history[0]):
         assert isinstance(part, Part)
@@ -273,14 +273,14 @@ def test_a_report_cannot_be_changed(build: Build) -> None:
 # ---- the verdict ----------------------------------------------------------------------------------------------------
 
 
-def test_a_kept_budget_is_told_with_the_tightest_limit(build: Build) -> None:
+def test_a_kept_budget_is_told_with_the_tightest_limit() -> None:
     report = build("43MFLOPs, 0.6Mparams")
     assert report.verdict.code == 0
     assert report.verdict.text.startswith("kept: 42.9 MFLOPs (42,900,000) of 43MFLOPs")
     assert report.landing.plain() == {"unit": "FLOPs", "utilisation": 42.9 / 43, "left": 100_000}
 
 
-def test_a_broken_budget_and_a_missed_accuracy_are_both_told(build: Build) -> None:
+def test_a_broken_budget_and_a_missed_accuracy_are_both_told() -> None:
     verdict = build("42MFLOPs, 1Mparams", required=0.95).verdict
     assert verdict.code == 1
     assert verdict.text.startswith("not kept: 42.9 MFLOPs (42,900,000) of 42MFLOPs")
@@ -288,18 +288,18 @@ def test_a_broken_budget_and_a_missed_accuracy_are_both_told(build: Build) -> No
     assert "params" not in verdict.text
 
 
-def test_a_missed_accuracy_alone_leaves_the_budget_kept(build: Build) -> None:
+def test_a_missed_accuracy_alone_leaves_the_budget_kept() -> None:
     text = build(required=0.95).verdict.text
     assert text.startswith(
         "not kept: validation accuracy 93.40 % is below the required 95.00 %; the budget holds: 42.9"
     )
 
 
-def test_an_accuracy_reached_exactly_is_reached(build: Build) -> None:
+def test_an_accuracy_reached_exactly_is_reached() -> None:
     assert build(required=0.934).verdict.code == 0
 
 
-def timed(build: Build, level: str, median: int) -> Report:
+def timed(level: str, median: int) -> Report:
     latency = Latency(median, 5_100_000, 7_200_000, 331, "a processor")
     return build(
         ["43MFLOPs", {"limit": "5ms@onnxruntime-cpu/1", "level": level}], measured={"ns@onnxruntime-cpu/1": latency}
@@ -308,7 +308,7 @@ def timed(build: Build, level: str, median: int) -> Report:
 
 @pytest.mark.parametrize(("level", "code"), [("error", 1), ("warn", 0)])
 def test_a_latency_is_told_with_its_spread_and_fails_only_where_it_was_told_to(
-    level: str, code: int, tmp_path: Path, build: Build
+    level: str, code: int, tmp_path: Path
 ) -> None:
     report = timed(build, level, 6_000_000)
     assert report.verdict.code == code
@@ -320,7 +320,7 @@ def test_a_latency_is_told_with_its_spread_and_fails_only_where_it_was_told_to(
     assert timed(build, "error", 5_000_000).verdict == build().verdict
 
 
-def test_a_broken_warning_does_not_spoil_the_verdict(build: Build) -> None:
+def test_a_broken_warning_does_not_spoil_the_verdict() -> None:
     report = build(["43MFLOPs", {"limit": "0.1Mparams", "level": "warn"}])
     assert (report.verdict.code, report.landing.unit) == (0, "FLOPs")
 
@@ -334,7 +334,7 @@ def test_train_cost_is_a_share_of_the_full_model_trained_as_long_as_the_baseline
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", ["drift", "val", "history", "own", "widths", "seconds"])
-def test_a_number_that_is_none_is_refused_by_its_place(place: str, wrong: float, build: Build) -> None:
+def test_a_number_that_is_none_is_refused_by_its_place(place: str, wrong: float) -> None:
     start = {"event": "seed", "step": 0, **COUNTED}
     history = {"history": {"loss": wrong}, "own": {"mine": wrong}, "widths": {"table": {"a": wrong}}}.get(place)
     change = {"history": [start, start | history]} if history else {place: wrong}
@@ -348,12 +348,12 @@ def test_a_number_that_is_none_is_refused_by_its_place(place: str, wrong: float,
         build(**change)
 
 
-def test_what_json_does_not_know_is_refused_by_its_place(build: Build) -> None:
+def test_what_json_does_not_know_is_refused_by_its_place() -> None:
     with pytest.raises(ArtifactError, match=r"report\.data\.name is \{1\}: input should be a valid string"):
         build(data={"name": {1}})
 
 
-def test_numbers_that_a_file_cannot_hold_are_not_read_from_one(tmp_path: Path, build: Build) -> None:
+def test_numbers_that_a_file_cannot_hold_are_not_read_from_one(tmp_path: Path) -> None:
     text = json.dumps(build().plain())
     for wrong in ("NaN", "Infinity", "-Infinity", "1e999"):
         (tmp_path / "report.json").write_text(text.replace('"drift": 3e-07', f'"drift": {wrong}'))
@@ -361,7 +361,7 @@ def test_numbers_that_a_file_cannot_hold_are_not_read_from_one(tmp_path: Path, b
             Report.read(tmp_path / "report.json")
 
 
-def test_saved_reports_are_sorted_and_equal_for_equal_runs(tmp_path: Path, build: Build) -> None:
+def test_saved_reports_are_sorted_and_equal_for_equal_runs(tmp_path: Path) -> None:
     report = build()
     write_report(report, tmp_path)
     first = (tmp_path / "report.json").read_bytes()
@@ -398,7 +398,7 @@ def test_no_folder_of_an_absolute_path_survives(parts, before):
     assert portable(before + "/" + "/".join(parts)) == before + parts[-1]
 
 
-def test_no_path_reaches_a_report(build: Build) -> None:
+def test_no_path_reaches_a_report() -> None:
     report = build(
         command="/usr/bin/compress run /tmp/x.yaml",
         notes=["seen in /root/net.py"],

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
+from reports import build
 from safetensors.numpy import save_file
 
 from compress.budget.limits import Budget, Cost
@@ -28,7 +28,6 @@ MACS = 4 * 36 * 27 + 144 * 10  # a 3x3 convolution of 3 to 4 channels on 8x8 ima
 PARAMS = 4 * 27 + 144 * 10  # in the file: its batch norm is folded away
 PEAK = 4 * (3 * 64 + 4 * 36)  # bytes of the image and of what is made of it
 BASE = Cost(params=10 * PARAMS, macs=10 * MACS, thop=11 * MACS, bytes=100_000, memory=10 * PEAK)
-Build = Callable[..., Report]
 CLAIMS = {"macs": MACS, "memory": PEAK + 40, "params": PARAMS + 8, "thop": MACS + 4 * 4 * 36}
 FLOPS = CLAIMS["thop"]
 
@@ -312,7 +311,7 @@ def test_broken_weights_are_4(weights):
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 
-def whole(build: Build, folder: Path, **changes: Any) -> Report:
+def whole(folder: Path, **changes: Any) -> Report:
     """The report on the files of a folder; keywords go to `build`."""
     size = (folder / "model.onnx").stat().st_size
     cost = Cost(CLAIMS["params"], MACS, FLOPS, size, CLAIMS["memory"])

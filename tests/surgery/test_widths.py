@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as fn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import Net, conv, headed, lively, shuffled
 from torch import Tensor, nn
 
 from compress import models
@@ -21,28 +22,6 @@ from compress.surgery.widths import Surgeon, survey, take
 
 SHAPE = (3, 8, 8)
 C = 6
-
-
-class Net(nn.Module):
-    """Modules and parameters by name, and a forward pass as a function of them and the input."""
-
-    def __init__(self, run: Callable[["Net", Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def conv(inp: int, out: int, kernel: int = 3, **options: object) -> nn.Conv2d:
-    return nn.Conv2d(inp, out, kernel, padding=kernel // 2, **options)
-
-
-def headed(run: Callable[[Net, Tensor], Tensor], width: int = 5, **parts: nn.Module | nn.Parameter) -> Net:
-    """A net [N, 3, 8, 8] -> [N, 4]: `run` makes a picture of `width` channels, a linear layer reads its average."""
-    return Net(lambda net, x: net.fc(run(net, x).mean((2, 3))), **parts, fc=nn.Linear(width, 4))
 
 
 def sequential() -> nn.Module:
@@ -62,11 +41,6 @@ def tied() -> nn.Module:
     net = headed(lambda s, x: s.c(fn.relu(s.b(fn.relu(s.a(x))))), C, a=conv(3, C), b=conv(C, C), c=conv(C, C))
     net.c.weight = net.b.weight
     return net
-
-
-def shuffled(x: Tensor, groups: int) -> Tensor:
-    n, c, h, w = x.shape
-    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 def spatial_attention(net: Net, x: Tensor) -> Tensor:
@@ -162,16 +136,6 @@ HELD = {  # what is frozen beside the outputs
     "layer norm": {"a"},
     "attention": {"a", "attention.in_proj_weight"},
 }
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """The model in float64 and eval mode, with no number that hides anything."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in [*model.double().named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point():
-            drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-            tensor.data = drawn.abs() + 0.5 if name.endswith("running_var") else drawn
-    return model.eval()
 
 
 def images(count: int = 2) -> Tensor:
