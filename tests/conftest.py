@@ -10,13 +10,26 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-# Processes share the cores: one thread each, or threads that wait for each other slow all of them down. Read when torch
-# is first imported, which no test module has done yet.
+# Processes share the cores: one thread each, and where a test asks for two, the one that waits keeps no core busy. Read
+# when torch is first imported, which no test module has done yet.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # The same examples on every machine, however busy it is: a failure is a failure and no draw of luck.
 settings.register_profile("compress", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("compress")
+
+# Files that take longest, so that all processes end together: each is given a whole file when it has done one.
+FIRST = [
+    "test_checkpoint",
+    "test_source",
+    "test_run",
+    "test_artifact",
+    "test_l1",
+    "test_task",
+    "test_cli",
+    "test_models",
+]
 
 TINY = """\
 model:
@@ -28,6 +41,11 @@ method: {name: adenel, seed_width: 4, filters: 5, grow: all, tune: {epochs: 1}}
 checkpoint: 5 steps
 budget: 60kMACs
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [*FIRST, ""]
+    items.sort(key=lambda item: names.index(item.path.stem if item.path.stem in names else ""))
 
 
 class Finished(NamedTuple):

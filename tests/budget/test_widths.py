@@ -1,9 +1,8 @@
 """Landing fills a budget as close as can be, and never exceeds it."""
 
 import itertools
-import os
+import runpy
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -201,7 +200,7 @@ def calls(work: Callable[[], object]) -> int:
 def test_120_spaces_are_landed_in_thousands_of_steps_and_not_in_millions() -> None:
     price, full = FAMILIES["densenet"]
     start = seed(full, 8)
-    for share, units, align in itertools.product(SHARES, LIMITED, (1, 8)):
+    for share, units, align in itertools.product((SHARES[0], SHARES[-1]), LIMITED, (1, 8)):
         budget = between(price, start, full, share, *units)
         assert calls(partial(land, price, start, full, budget, align=align)) < 6000
 
@@ -307,11 +306,15 @@ def test_a_start_over_the_budget_is_infeasible_and_says_by_how_much() -> None:
     assert land(price, full, full, exactly) == full
 
 
-def test_the_benchmark_finds_no_landing_over_its_budget_by_any_counter(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, str(root / "benchmarks" / "landing.py"), "--nets", "lenet5 20-50-500", "--check", "3"]
-    command += ["--units", "params", "MACs", "--modes", "narrow", "grow", "--out", str(tmp_path / "landing.md")]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL)
+def test_the_benchmark_finds_no_landing_over_its_budget_by_any_counter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    asked = ["--nets", "lenet5 20-50-500", "--check", "3", "--units", "params", "MACs", "--modes", "narrow", "grow"]
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "argv", ["landing.py", *asked, "--out", str(tmp_path / "landing.md")])
+    runpy.run_path(str(folder / "landing.py"), run_name="__main__")
+    assert capsys.readouterr().err == ""
     text = (tmp_path / "landing.md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| narrowing", "| growing"))]
     claims = [row for row in rows if len(row) == 11]
