@@ -95,6 +95,13 @@ SHARES = (0.05, 0.15, 0.3, 0.5, 0.8)
 LIMITED = (("params",), ("FLOPs",), ("params", "FLOPs"), ("FLOPs@2", "B"))
 
 
+def test_the_families_cost_what_the_published_networks_cost() -> None:
+    """Else what is claimed of them below would say little: counts of independent implementations."""
+    published = {"vgg16": (14_724_042, 313_201_664), "resnet20": (272_474, 40_813_184), "lenet": (431_080, 2_293_000)}
+    costs = {name: price.cost(full) for name, (price, full) in FAMILIES.items() if name in published}
+    assert {name: (cost.params, cost.macs) for name, cost in costs.items()} == published
+
+
 def seed(full: Mapping[str, int], width: int) -> dict[str, int]:
     return {space: min(width, n) for space, n in full.items()}
 

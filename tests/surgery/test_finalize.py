@@ -84,6 +84,7 @@ def test_silenced_channels_are_gone_and_nothing_changes(name: str, chance: objec
     assert compact.drift <= SINGLE
     widths = {space: width - len(masked[space]) for space, width in graph.widths.items()}
     assert compact.cost == graph.price.cost(widths) == measure(compact.model, SHAPE)
+    assert compact.cost.params == sum(p.numel() for p in compact.model.parameters())
     assert finalize(compact.model, SHAPE, STRUCTURE).removed == {}  # no mask is left
 
 
