@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from compress.errors import UsageError
 from compress.reading.calls import Calls, probed, traced
 from compress.reading.count import Tally
+from compress.reading.flow import Flow
 from compress.reading.through import passed
 from compress.reading.trace import Trace, trace
 
 ROOT = Path(__file__).parents[2]
 TRAINING = "forward\\(\\) makes other calls in training than in evaluation"
 UNTRACED = {"googlenet": TRAINING, "inception_v3": TRAINING}  # by torch.fx, and why: they have auxiliary heads
+
+SIZES = {"vit_b_16": 224, "inception_v3": 299}  # of pictures, for those that take no small ones
 
 
 def listed() -> list[str]:
@@ -35,10 +38,11 @@ def made(name: str) -> tuple[nn.Module, tuple[int, ...]]:
             timm: Any = pytest.importorskip("timm")
             return timm.create_model(name[5:], pretrained=False), tuple(timm.get_pretrained_cfg(name[5:]).input_size)
         zoo: Any = pytest.importorskip("torchvision").models
+        size = SIZES.get(name, 64)
         if name in ("fcn_resnet50", "deeplabv3_resnet50"):
-            return getattr(zoo.segmentation, name)(weights=None, weights_backbone=None), (3, 224, 224)
+            return getattr(zoo.segmentation, name)(weights=None, weights_backbone=None), (3, size, size)
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        return getattr(zoo, name)(weights=None, **options), (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+        return getattr(zoo, name)(weights=None, **options), (3, size, size)
 
 
 def alone(ran: Trace) -> dict[str, bool]:
@@ -61,14 +65,22 @@ def test_both_looks_agree(name: str) -> None:
         return
     net = traced(model)
     shapes, counts = probed(net, shape)
+    calls = Calls(net, shapes)
+    modules = {str(node.target): node for node in net.graph.nodes if node.op == "call_module"}
+
     cost = Tally(ran).price().cost({})
     assert tuple(sum(each) for each in zip(*counts.values(), strict=True)) == (cost.macs, cost.thop)
-    calls = Calls(net, shapes)
     read = {id(tensor) for call in ran.calls for tensor in call.tensors}
-    known = {name for name, tensor in ran.model.named_parameters() if id(tensor) in read}
     used = {id(tensor) for node in net.graph.nodes for tensor in calls.tensors(node)}
-    assert known == {name for name, tensor in net.named_parameters() if id(tensor) in used}
-    here = {str(node.target): calls.is_through(node) for node in net.graph.nodes if node.op == "call_module"}
-    there = alone(ran)
-    assert {path: here[path] for path in here if path in there} == {path: there[path] for path in here if path in there}
-    assert any(there[path] for path in here if path in there)
+    assert {n for n, p in ran.model.named_parameters() if id(p) in read} == {
+        n for n, p in net.named_parameters() if id(p) in used
+    }
+
+    there = {path: is_alone for path, is_alone in alone(ran).items() if path in modules}
+    assert {path: calls.is_through(modules[path]) for path in there} == there
+    assert any(there.values())
+    roles = Flow(ran).roles
+    readers = [path for path, node in modules.items() if calls.is_reader(node)]
+    assert {roles[f"{path}.weight", axis] for path in readers for axis in calls.axes(modules[path]).values()} <= {"in"}
+    unshaped = Calls(net)  # as a network is built again: what was cut by its shapes has to be found without them
+    assert [n for n in net.graph.nodes if calls.is_through(n) and not unshaped.is_through(n)] == []
