@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compress import __version__
-from compress.console import plan_json, plan_lines, result_lines, say, table, telling
+from compress.console import say, table, telling
 from compress.errors import ArtifactError, Infeasible, UsageError
 from compress.exits import Commands
+from compress.outcomes import plan_json, plan_lines, result_lines
 from compress.packages import demand
 
 if TYPE_CHECKING:

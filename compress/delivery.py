@@ -18,6 +18,7 @@ from compress.export.onnx_count import first_line
 from compress.export.page import write_report
 from compress.export.parts import Costs, Dataset, Environment, Preprocessing, SpaceRow, portable
 from compress.export.report import SCHEMA_VERSION, Accuracy, Report, TrainCost, judged
+from compress.export.verify import digest
 from compress.reading.graph import Graph
 from compress.reading.inputs import arguments, each
 from compress.reading.measure import unseen
@@ -212,7 +213,14 @@ def _report(
             "seconds": seconds,
             "notes": notes,
         }
+        | ({"code": code} if (code := _code(recipe)) else {})
     )
+
+
+def _code(recipe: Recipe) -> dict[str, str]:
+    """The digest of every file of the user's own code that the recipe names."""
+    paths = recipes.code_files(recipe).items()
+    return {portable(name): digest(path) for name, path in paths if path.is_file()}  # one in use may be gone by now
 
 
 def _space_rows(story: Story, removed: Mapping[str, int]) -> list[SpaceRow]:

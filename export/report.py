@@ -19,6 +19,7 @@ from compress.export.parts import (
     Costs,
     Count,
     Dataset,
+    Digest,
     Environment,
     Flag,
     HistoryRow,
@@ -165,6 +166,7 @@ class Report(Part):
     history: tuple[HistoryRow, ...]
     seeds: dict[str, Annotated[int, Field(strict=True)]]
     data: Dataset
+    code: dict[str, Digest] = Field({})  # of every file of the user's own that the recipe names, by its import path
     environment: Environment
     command: Text
     resumed_from: Whole | None  # the optimizer step that an interrupted run went on from

@@ -8,15 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reports import build
 
 from compress.budget.limits import Budget, Cost, Latency
-from compress.console import in_short, percent, result_lines, say, table, telling
+from compress.console import in_short, percent, say, table, telling
 from compress.export.parts import Counted, StepRow
 from compress.export.report import Report, train_cost
 from compress.methods.adenel.settings import Adenel
+from compress.outcomes import result_lines
 from compress.recipe.step import Tune
 from compress.training.events import Begun, Doing, Ended, Entered, Event, Note, Noted, Progress, Resumed, Warned
 
@@ -192,7 +193,6 @@ def test_a_table_is_aligned_on_the_side_that_is_asked_for() -> None:
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**9))
-@settings(deadline=None, derandomize=True)
 def test_a_percentage_is_rounded_down_and_by_less_than_a_hundredth(part: int, whole: int) -> None:
     from fractions import Fraction
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, core_schema
 
@@ -69,6 +69,15 @@ def dump(recipe: Recipe) -> str:
             if isinstance(table[key], str):
                 table[key] = _with_path(table[key], (name, key), lambda path: _portable(path, recipe.folder))
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def code_files(recipe: Recipe) -> dict[str, Path]:
+    """Return the files of the user's own code that a recipe names, by import path: "./net.py:make", as it says it."""
+    tables: list[tuple[str, BaseModel]] = [("model", recipe.model), ("train", recipe.train)]
+    tables += [("method", step) for step in recipe.methods]
+    named = [getattr(table, key) for name, table in tables for key in type(table).model_fields if (name, key) in CODE]
+    files = {text: text.rpartition(":")[0] for text in named if text is not None}
+    return {text: recipe.folder / file for text, file in files.items() if file.endswith(".py")}
 
 
 def schema() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from fractions import Fraction
 from math import floor
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.budget.limits import Budget, Cost, Latency, Limit, amounts
@@ -13,7 +13,6 @@ from compress.errors import UsageError
 
 counts = st.integers(0, 10**12)
 costs = st.builds(Cost, params=counts, macs=counts, thop=counts, bytes=counts, memory=counts)
-always = settings(deadline=None, derandomize=True)
 BASE = Cost(params=1001, macs=300, thop=333, bytes=5000, memory=700)
 
 
@@ -27,7 +26,6 @@ def test_a_cost_has_no_other_units() -> None:
         BASE.of("FLOPS")
 
 
-@always
 @given(costs, costs)
 def test_a_price_is_the_difference_of_two_costs(one: Cost, other: Cost) -> None:
     assert (one + other) - other == one
@@ -39,7 +37,6 @@ def test_a_budget_reads_text_and_lists_alike() -> None:
     assert Budget.parse("1kB").limits == (Limit("B", 1000, "1kB", "error"),)
 
 
-@always
 @given(costs.filter(lambda cost: all(cost.of(unit) >= 100 for unit in UNITS)), st.integers(1, 199))
 def test_a_share_is_of_the_base_and_rounded_down(base: Cost, percent: int) -> None:
     for unit in UNITS:
@@ -90,7 +87,6 @@ def test_the_grammar_of_shares_needs_no_base() -> None:
     assert (quantity.share, quantity.unit, level) == (Fraction(1, 2), "params", "error")
 
 
-@always
 @given(costs, st.tuples(*[st.integers(1, 10**12)] * 3))
 def test_a_budget_holds_exactly_when_it_is_used_to_at_most_one(cost: Cost, most: tuple[int, int, int]) -> None:
     limits = dict(zip(("params", "MACs", "B"), most, strict=True))

@@ -8,7 +8,7 @@ from compress.budget.units import LARGEST, UNITS, Quantity, exact, parse, parse_
 from compress.errors import UsageError
 
 PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-always = settings(deadline=None, derandomize=True, max_examples=300)
+always = settings(max_examples=300)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def naive_conv(size: int, kernel: int, stride: int, pad: int, dilation: int, gro
     return macs
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(5, 9), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.integers(1, 3),
        st.tuples(st.integers(1, 3), st.integers(1, 3)))  # fmt: skip
 def test_a_convolution_costs_what_a_walk_over_its_outputs_counts(size, kernel, stride, pad, dilation, groups, per):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from compress._plan import methods_of, plan
 from compress._run import develop, prepare
-from compress.console import plan_json, plan_lines
 from compress.errors import UsageError
 from compress.methods.adenel.diiss import DIISS
 from compress.methods.adenel.method import AdeNeL, State
 from compress.methods.adenel.settings import PUBLISHED, Adenel
 from compress.methods.l1.settings import L1
+from compress.outcomes import plan_json, plan_lines
 from compress.recipe.settings import Recipe
 from compress.recipe.step import Tune
 from compress.training.bench import Bench
@@ -93,8 +93,9 @@ def test_the_seed_is_narrow_where_a_convolution_is_judged_and_full_elsewhere(
     lab, method = build(args=net, seed_width=seed_width, align_=align)
     method.init(lab)
     assert list(lab.widths.values()) == [*convs, 20]
-    floors = method._narrow(lab.graph, method.align)
-    assert list(floors.values()) == [min(align, convs[0]), align, align, 20]
+    smallest = lab.sketch()
+    method.smallest(smallest)
+    assert list(smallest.graph.widths.values()) == [min(align, convs[0]), align, align, 20]
 
 
 def test_a_plan_says_which_free_spaces_no_round_grows(build: Build) -> None:

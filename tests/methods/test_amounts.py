@@ -24,7 +24,7 @@ def family(spaces: int, draw: np.random.Generator) -> Price:
     return Price.from_terms(names, terms)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 80), min_size=1, max_size=5), st.data(), st.sampled_from(["fixed", "ratio", "equal_cost"]),
     st.integers(1, 12), st.sampled_from([1.01, 1.1, 1.5, 2.0]), st.integers(0, 15), st.integers(0, 9),

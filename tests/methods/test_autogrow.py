@@ -97,8 +97,8 @@ def played(scores: Sequence[float], stages: int = 3, room: int = 10**6, **said: 
             desk.depths[stage.name] = depth
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AutoGrow, "_append", append)
-        patch.setattr(AutoGrow, "_end_growing", lambda self, lab, state: state)
+        patch.setattr(AutoGrow, "append", append)
+        patch.setattr(AutoGrow, "end_growing", lambda self, lab, state: state)
         flat = SimpleNamespace(widths={}, price=SimpleNamespace(cost=lambda _: None))
         patch.setattr(autogrow, "deeper", lambda *_: SimpleNamespace(graph=flat))
         try:
@@ -244,7 +244,7 @@ def test_growing_with_zeros_does_not_change_the_accuracy_and_adam_trains_the_new
     method.init(lab)
     before = {name: p.detach().clone() for name, p in lab.model.named_parameters()}
     stage = lab.stages(None)[0]
-    method._append(lab, {stage: 2}, {}, trained=0.0)
+    method.append(lab, {stage: 2}, {}, trained=0.0)
     now = dict(lab.model.named_parameters())
     assert all(torch.equal(tensor, now[name]) for name, tensor in before.items())
     assert (lab.step, set(now) - set(before)) == (5, {n for n in now if n.startswith("stage1.1.")})
@@ -253,7 +253,7 @@ def test_growing_with_zeros_does_not_change_the_accuracy_and_adam_trains_the_new
     assert torch.equal(lab.model.get_submodule("stage1.1.bn1").get_parameter("weight"), torch.ones(4))
     zeros = AutoGrow(Autogrow(init="zero"))
     score = lab.score()
-    zeros._append(lab, {stage: 3}, {}, trained=0.0)
+    zeros.append(lab, {stage: 3}, {}, trained=0.0)
     assert lab.score() == score
 
 
@@ -333,9 +333,9 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(tmp_path: Path, steps: l
 def test_an_interval_lasts_as_many_steps_as_with_all_the_images_unless_it_is_said_in_steps() -> None:
     lab, _ = prepare(recipe(), "cpu")  # 100 of 1,000 images, in batches of 20
     whole, plain = AutoGrow(Autogrow()), AutoGrow(Autogrow(scale_to_data=False))
-    assert whole._span(lab, Duration(3, "epochs")) == 3 * 50
-    assert plain._span(lab, Duration(3, "epochs")) == 3 * 5
-    assert whole._span(lab, Duration(7, "steps")) == 7
+    assert whole.span(lab, Duration(3, "epochs")) == 3 * 50
+    assert plain.span(lab, Duration(3, "epochs")) == 3 * 5
+    assert whole.span(lab, Duration(7, "steps")) == 7
 
 
 def test_a_cut_of_what_was_appended_in_vain_leaves_the_useful_depth() -> None:
@@ -343,9 +343,9 @@ def test_a_cut_of_what_was_appended_in_vain_leaves_the_useful_depth() -> None:
     method = cast(AutoGrow, methods_of(lab.recipe)[0])
     method.init(lab)
     stages = lab.stages(None)
-    method._append(lab, {stages[0]: 3, stages[1]: 2}, {}, trained=0.0)
+    method.append(lab, {stages[0]: 3, stages[1]: 2}, {}, trained=0.0)
     state = State(best=((5, 0.5), (10, 0.5)), growths=((2, "stage1"), (5, "stage2"), (5, "stage1")))
-    method._end_growing(lab, state)
+    method.end_growing(lab, state)
     assert autogrow.depths(lab, stages) == {"stage1": 2, "stage2": 1, "stage3": 1}
 
 
@@ -367,7 +367,7 @@ def test_torchvisions_networks_and_a_users_own_grow_by_copies(tmp_path: Path) ->
     stages = lab.stages(None)
     assert autogrow.depths(lab, stages) == {"layer1": 1, "layer2": 1}  # the others have no second block to copy
     before = lab.score()
-    method._append(lab, {stages[1]: 3}, {}, trained=0.0)
+    method.append(lab, {stages[1]: 3}, {}, trained=0.0)
     assert autogrow.depths(lab, stages) == {"layer1": 1, "layer2": 3}
     assert lab.score() == before
     lab.train(1, lambda _: 0.01)
@@ -379,7 +379,7 @@ def test_what_is_excluded_stays_excluded_in_new_blocks() -> None:
     lab, _ = prepare(Recipe.model_validate(said), "cpu")
     method = cast(AutoGrow, methods_of(lab.recipe)[0])
     method.init(lab)
-    method._append(lab, dict.fromkeys(lab.stages(None), 2), {}, trained=0.0)
+    method.append(lab, dict.fromkeys(lab.stages(None), 2), {}, trained=0.0)
     spaces = lab.graph.spaces
     assert spaces["stage1.1.conv1"].frozen == "model.exclude: stage1.*.conv1"
     assert spaces["stage2.1.conv1"].frozen is None

@@ -1,5 +1,6 @@
 """A method of one's own, written in one file outside of the package, is treated as those of the table are."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,11 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_runs_lands_and_is_reported_with_the_digest_of_its_file(shop: Path) -> None:
-    report = compress.run("recipe.yaml", out="out").report
+    report = compress.run("recipe.yaml", out="out").report.plain()
     assert report["verdict"]["code"] == 0
     assert report["landing"]["utilisation"] > 0.95
     assert [line["event"] for line in report["history"]] == ["start", "slimmed", "tune", "tune"]
+    assert report["code"] == {"./slim.py:Slimming": hashlib.sha256(SLIM.encode()).hexdigest()}
     assert compress.verify("out", "50%").code == 0
 
 
@@ -92,7 +94,7 @@ def test_it_may_stand_among_the_methods_of_the_table(shop: Path) -> None:
     )
     recipe = read("steps.yaml", {"steps.1.tune.epochs": "0"})
     assert recipe.shares == (2.0, 1.0)
-    report = compress.run(recipe, out="out").report
+    report = compress.run(recipe, out="out").report.plain()
     assert [step["method"] for step in report["steps"]] == ["./slim.py:Slimming", "l1"]
     assert report["verdict"]["code"] == 0
 

@@ -104,7 +104,7 @@ def test_like_refuses_a_missing_file_and_another_model(tmp_path: Path) -> None:
         lab_of(tmp_path, like="odd.safetensors")
 
 
-@settings(deadline=None, derandomize=True, max_examples=15)
+@settings(max_examples=15)
 @given(st.sampled_from(sorted(FAMILIES)), st.data())
 def test_the_widths_that_shapes_tell_are_those_that_made_them(family: str, data: st.DataObject) -> None:
     make, shape = FAMILIES[family]

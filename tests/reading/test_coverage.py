@@ -324,7 +324,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {  # each [N, 8, H, W] to the same
 }  # fmt: skip
 
 
-@settings(deadline=None, derandomize=True, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4))
 def test_any_chain_of_blocks_is_read_and_edits_are_exact(names: list[str]) -> None:
     def make() -> nn.Module:

@@ -288,7 +288,7 @@ BUILT = [
 ]  # fmt: skip
 
 
-@settings(deadline=None, derandomize=True, max_examples=4)
+@settings(max_examples=4)
 @given(st.tuples(*[st.integers(2, 9)] * 3))
 def test_a_price_is_the_count_of_the_network_that_the_factory_builds(widths: tuple[int, int, int]) -> None:
     for make, shape, spaces in BUILT:

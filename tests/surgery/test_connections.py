@@ -1,7 +1,6 @@
 """Connections are read from any concatenating network, priced to the integer, and settled as a naive walk would."""
 
 import copy
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -165,7 +164,7 @@ def test_settling_is_what_taking_away_one_by_one_comes_to(name: str) -> None:
     assert np.array_equal(wiring.costs(masks), wiring.costs(settled))
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_masks_and_cuts_say_the_same(data: st.DataObject) -> None:
     wiring = FORGETFUL
@@ -234,7 +233,7 @@ def test_the_published_densenets_have_their_published_cost(
 
 
 def check_densenet40(wiring: Wiring) -> None:
-    """One source of 12 channels costs the same throughout a block; thousands of children are priced in a second."""
+    """One source of 12 channels costs the same throughout a block; thousands of children are priced at once."""
     macs = np.array([1_327_104, 331_776, 82_944])
     inside = np.flatnonzero(wiring.edge_source < 36)
     assert np.array_equal(wiring.edge_costs[inside, 1], macs[wiring.block[wiring.edge_layer[inside]]])
@@ -242,9 +241,7 @@ def check_densenet40(wiring: Wiring) -> None:
     first = wiring.edge_source[:1]
     assert wiring.sources[first[0]] == "features.conv0"
     masks = np.random.default_rng(0).random((2000, len(wiring.full))) < 0.5
-    start = time.perf_counter()
-    wiring.costs(masks)
-    assert time.perf_counter() - start < 2
+    assert wiring.costs(masks)[::500].tolist() == [wiring.costs(mask)[0].tolist() for mask in masks[::500]]
 
 
 def test_torchvisions_densenet_is_read_as_ours() -> None:

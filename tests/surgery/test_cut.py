@@ -111,7 +111,7 @@ WIRINGS = {name: Wiring.read(net, SHAPE) for name, net in NETS.items()}
 MASKS = {name: Masks(net, WIRINGS[name]) for name, net in NETS.items()}
 
 
-@settings(deadline=None, derandomize=True, max_examples=1000, database=None)
+@settings(max_examples=1000)
 @given(name=st.sampled_from(["longer", "narrower"]), number=st.integers(0, 2**16 - 1))
 def test_a_masked_net_computes_what_its_live_connections_sum_up_to(name: str, number: int) -> None:
     """With dead layers and empty blocks among the masks."""

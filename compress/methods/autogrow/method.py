@@ -129,7 +129,7 @@ class AutoGrow(Method[State]):
     def _stages(self, lab: Lab) -> tuple[Stage, ...]:
         return lab.stages(self.settings.stages)
 
-    def _span(self, lab: Lab, duration: Duration) -> int:
+    def span(self, lab: Lab, duration: Duration) -> int:
         """Steps of an interval: as many as with all the training images there are."""
         share = lab.share if self.settings.scale_to_data and duration.unit == "epochs" else 1.0
         return max(1, round(duration.steps(lab.epoch) / share))
@@ -139,7 +139,7 @@ class AutoGrow(Method[State]):
         return max(5e-4, 1 / lab.images["val"]) if self.settings.tau is None else self.settings.tau
 
     def _grow(self, lab: Lab, state: State) -> State:
-        s, length = self.settings, self._span(lab, self.settings.interval)
+        s, length = self.settings, self.span(lab, self.settings.interval)
         steps = min(length - state.at, lab.epoch)
         start, peak = lab.step - state.at, s.grow_lr or lab.keys.lr
         trained = lab.train(steps, lambda step: lr_at(s.schedule, peak, (step - start) / length))
@@ -157,7 +157,7 @@ class AutoGrow(Method[State]):
         over = state.clock >= s.max_epochs * lab.epoch
         if over and state.alive:
             state = replace(state, alive=(), why=f"{s.max_epochs:g} epochs, the most allowed")
-        return state if state.alive else self._end_growing(lab, state)
+        return state if state.alive else self.end_growing(lab, state)
 
     def decide(self, lab: Lab, state: State) -> State:
         """End an interval as Algorithm 1 has it: first the stage that grew last may stop, then the next one grows."""
@@ -173,7 +173,7 @@ class AutoGrow(Method[State]):
             elif not self._fits(lab, stage, depth + 1):
                 state = self._left(lab, state, stage.name, "budget")
             else:
-                self._append(lab, {stage: depth + 1}, {}, state.trained)
+                self.append(lab, {stage: depth + 1}, {}, state.trained)
                 growths = (*state.growths, (state.clock, stage.name))
                 state = replace(state, grown=stage.name, growths=growths, judged=False)
                 state = replace(state, next=follower(state.alive, stage.name))
@@ -189,8 +189,8 @@ class AutoGrow(Method[State]):
         """Whether the last grown stage stops, whether the next one grows, and whether the last growth is judged now."""
         s, tau = self.settings, self._tau(lab)
         if s.policy == "periodic":
-            return gained(state.best, self._span(lab, s.patience)) < tau, True, True
-        still = gained(state.best, self._span(lab, s.interval)) < tau
+            return gained(state.best, self.span(lab, s.patience)) < tau, True, True
+        still = gained(state.best, self.span(lab, s.interval)) < tau
         since = state.growths[-1][0] if state.growths else 0
         helped = state.best[-1][1] - best_at(state.best, since) > tau
         return still and not state.judged and not helped, still, state.judged or still
@@ -207,7 +207,7 @@ class AutoGrow(Method[State]):
         }
         return replace(state, alive=alive, next=following if state.next == stage else state.next, why=reasons[why])
 
-    def _append(self, lab: Lab, goal: Mapping[Stage, int], widths: Mapping[str, int], trained: float) -> None:
+    def append(self, lab: Lab, goal: Mapping[Stage, int], widths: Mapping[str, int], trained: float) -> None:
         """Append blocks, narrow those that are to be, and initialise each one's last batch norm."""
         new = lab.arrange(layout(lab.model, goal), templates(lab.model, lab.original, list(goal)))
         if widths:
@@ -229,7 +229,8 @@ class AutoGrow(Method[State]):
                 break
         lab.optimizer = held
 
-    def _end_growing(self, lab: Lab, state: State) -> State:
+    def end_growing(self, lab: Lab, state: State) -> State:
+        """Cut what was of no use, fill the budget, and go on to tuning, as the settings say."""
         s, stages = self.settings, self._stages(lab)
         if s.overshoot == "cut":
             wanted = useful(state, self._tau(lab), depths(lab, stages))
@@ -239,7 +240,7 @@ class AutoGrow(Method[State]):
             copied = templates(lab.model, lab.original, stages)
             goal, widths = fill(lab.sketch(), stages, lab.budget, self.around.align, s.max_depth, copied)
             if goal:
-                self._append(lab, goal, widths, state.trained)
+                self.append(lab, goal, widths, state.trained)
                 lab.note("filled", depths=depths(lab, stages), widths=lab.widths)
         return replace(state, phase="tune", at=0)
 

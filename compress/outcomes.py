@@ -1,0 +1,157 @@
+"""A plan and a finished run, as lines that people read and as plain values.
+
+Lines come back in order, the verdict first; costs are exact counts, shares fractions of 1.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.budget.units import MEMORY, percent, score, show, span
+from compress.console import table
+
+if TYPE_CHECKING:
+    from compress._plan import Plan
+    from compress.budget.limits import Cost
+    from compress.export.report import Report, Row
+    from compress.reading.graph import Graph
+
+_COUNTERS = {
+    "params": "params",
+    "MACs": "MACs, our count",
+    "FLOPs": "FLOPs, thop's total or our MACs if more",
+    "FLOPs@2": "FLOPs@2, twice our MACs",
+    "B": "bytes of model.onnx",
+    MEMORY: "bytes of activations at their peak",
+}
+
+
+def plan_lines(plan: "Plan") -> list[str]:
+    """Say a plan: the verdict, every space, what is free, and what the full, first and smallest network cost."""
+    told, nets = plan_json(plan), _nets(plan)
+    spaces = [
+        [s["name"], *(str(s[net]) for net in nets), f"frozen: {s['frozen']}" if s["frozen"] else _free(s["remark"])]
+        for s in told["spaces"]
+    ]
+    costs = [[said, *(f"{net.of(unit):,}" for net in nets.values())] for unit, said in _COUNTERS.items()]
+    limits = [
+        [row["text"], f"{row['limit']:,} {row['unit']}", *_used(row, nets), row["level"]] for row in told["budget"]
+    ]
+    return [
+        told["verdict"],
+        "",
+        *_depths(told["stages"]),
+        *table(["width of", "full (base)", "seed", "floor", ""], spaces, right=(1, 2, 3)),
+        "",
+        f"free: {percent(told['free']['params'])} of the params and {percent(told['free']['macs'])} of the MACs",
+        *(f"note: {note}" for note in told["notes"]),
+        "",
+        *table(["one input, batch 1", "full (base)", "seed", "floor"], costs, right=(1, 2, 3)),
+        "",
+        *table(["limit", "at most", "full (base)", "seed", "floor", "level"], limits, right=(1, 2, 3, 4)),
+    ]
+
+
+def _depths(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [[stage["name"], *(str(stage[net]) for net in ("base", "seed", "floor"))] for stage in stages]
+    return [*table(["blocks of", "full (base)", "seed", "floor"], rows, right=(1, 2, 3)), ""] if rows else []
+
+
+def plan_json(plan: "Plan") -> dict[str, Any]:
+    """Say a plan in plain values; shares are fractions of 1, costs exact counts."""
+    graph, nets, remarks = plan.graph, _nets(plan), plan.remarks
+    least = graph.price.cost(dict.fromkeys(graph.free, 0))  # what stays when every free channel is gone
+    return {
+        "verdict": plan.verdict(),
+        "feasible": plan.feasible,
+        "spaces": [
+            {
+                "name": name,
+                "base": s.width,
+                "seed": _width(plan.first, name),
+                "floor": _width(plan.smallest, name),
+                "frozen": s.frozen,
+                "remark": remarks.get(name),
+            }
+            for name, s in graph.spaces.items()
+        ],
+        "stages": [
+            {"name": name, "base": full, "seed": seed, "floor": floor}
+            for name, (full, seed, floor) in plan.depths.items()
+        ],
+        "free": {
+            "params": 1 - least.params / max(plan.base.params, 1),
+            "macs": 1 - least.macs / max(plan.base.macs, 1),
+        },
+        "cost": {name: {unit: net.of(unit) for unit in _COUNTERS} for name, net in nets.items()},
+        "budget": [
+            {
+                "text": limit.text,
+                "unit": limit.unit,
+                "limit": limit.limit,
+                "level": limit.level,
+                "used": {
+                    name: None if limit in plan.budget.latencies else net.of(limit.unit) / limit.limit
+                    for name, net in nets.items()
+                },
+            }
+            for limit in plan.budget.limits
+        ],
+        "notes": list(graph.notes),
+    }
+
+
+def result_lines(folder: Path, report: "Report") -> list[str]:
+    """Say what a run left: the verdict, every limit, accuracy, cost of training, files, and how to guard them."""
+    rows = [
+        [row.text, f"{row.value:,}", f"{row.limit:,}", percent(row.utilisation), _word(row), _counter(row)]
+        for row in report.budget
+    ]
+    accuracy, spent, metric = report.accuracy, report.train_cost, report.accuracy.metric
+    val, test, required = accuracy.words("val"), accuracy.words("test"), accuracy.words("required")
+    limits = ", ".join(row.text for row in report.budget if row.level == "error")
+    steps = [
+        [s.method, f"{s.steps:,}", show(s.cost.macs, "MACs"), show(s.cost.params, "params"), score(s.val, metric)]
+        for s in report.steps
+    ]
+    return [
+        report.verdict.text,
+        *table(["limit", "value", "at most", "used", "", "counter"], rows, right=(1, 2, 3)),
+        *(table(["method", "steps", "MACs", "params", "val"], steps, right=(1, 2, 3, 4)) if len(steps) > 1 else []),
+        f"accuracy: validation {val}{required and f' (required {required})'}, "
+        + (f"test {test}" if test else "no test images"),
+        *([f"training: {percent(spent.share)} of {spent.baseline.name}"] if spent and spent.images else []),
+        f"files: {', '.join(str(path) for path in sorted(folder.iterdir()))}",
+        f"guard it in CI: {shlex.join(['compress', 'verify', str(folder / 'model.onnx'), '--budget', limits])}",
+    ]
+
+
+def _width(graph: "Graph", name: str) -> int:
+    """How many channels a space has in a graph; 0 where it is gone."""
+    return graph.spaces[name].width if name in graph.spaces else 0
+
+
+def _free(remark: str | None) -> str:
+    return f"free; {remark}" if remark else "free"
+
+
+def _nets(plan: "Plan") -> dict[str, "Cost"]:
+    return {"base": plan.base, "seed": plan.seed, "floor": plan.floor}
+
+
+def _used(row: Mapping[str, Any], nets: Mapping[str, "Cost"]) -> list[str]:
+    shares = [row["used"][net] for net in nets]
+    return ["measured" if share is None else percent(share) for share in shares]
+
+
+def _counter(row: "Row") -> str:
+    from compress.export.report import TimedRow
+
+    if isinstance(row, TimedRow):
+        return f"ns, median of {row.runs:,} runs; 80 % took {span(row.spread, row.unit)}"
+    return _COUNTERS[row.unit]
+
+
+def _word(row: "Row") -> str:
+    return "kept" if row.kept else "OVER" if row.broken else "over, a warning"
