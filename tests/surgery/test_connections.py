@@ -87,12 +87,31 @@ class Tangled(nn.Module):
         return self.fc(torch.cat([one, five], 1).mean((2, 3)))
 
 
+class Various(nn.Module):
+    """Between concatenations and their readers all sorts that work on each channel, with tensors and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.slope = nn.Conv2d(3, 4, 3, padding=1), nn.ModuleList([nn.PReLU() for _ in range(3)])
+        self.norms = nn.ModuleList([nn.InstanceNorm2d(4 + 3 * n, affine=True) for n in range(3)])
+        self.layers = nn.ModuleList([nn.Conv2d(4 + 3 * n, 3, 3, padding=1, bias=False) for n in range(3)])
+        self.slopes, self.fc = nn.PReLU(13), nn.Linear(13 * 16, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [self.stem(x)]
+        for norm, slope, layer in zip(self.norms, self.slope, self.layers, strict=True):
+            made.append(layer(slope(norm(torch.cat(made, 1))) * 2))
+        y = nn.functional.logsigmoid(self.slopes(torch.cat(made, 1)))[:, :, ::2, 1::2]
+        return self.fc(y.reshape(y.shape[0], -1))
+
+
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "basic": lambda: models.densenet([3, 2], growth=3, init=4, classes=5),
     "bottleneck": lambda: models.densenet([2, 1, 2], growth=3, init=6, bottleneck=5, shrink=2, classes=5),
     "grown": Grown,
     "forgetful": Forgetful,
     "tangled": Tangled,
+    "various": Various,
 }
 
 
