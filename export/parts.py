@@ -67,7 +67,7 @@ Cell = Annotated[
 class Part(BaseModel):
     """A table of report.json: frozen, no keys but its own, every number finite; what it does not know is left out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_serializer(mode="wrap")
     def _known(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -249,6 +249,11 @@ def test_every_place_has_a_value_that_it_refuses() -> None:
     assert leaves(SCHEMA) <= named
 
 
+def test_a_row_has_one_name_for_each_of_its_keys(full: dict[str, Any]) -> None:
+    row = full["budget"][0]
+    refuse(changed(full, "budget/0", {"kept" if key == "pass" else key: value for key, value in row.items()}))
+
+
 def test_the_full_report_itself_breaks_no_rule(full: dict[str, Any]) -> None:
     VALID.validate(full)
     assert Report.of(full).plain() == full
