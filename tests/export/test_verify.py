@@ -324,9 +324,9 @@ def whole(folder: Path, **changes: Any) -> Report:
 
 
 @pytest.fixture
-def folder(tmp_path, weights, build):
+def folder(tmp_path, weights):
     write(tmp_path / "model.onnx")
-    write_report(whole(build, tmp_path), tmp_path)
+    write_report(whole(tmp_path), tmp_path)
     return tmp_path
 
 
@@ -335,8 +335,8 @@ def test_a_folder_whose_report_tells_the_truth_is_judged_by_its_file(folder):
     assert verify(folder, f"{FLOPS - 1}FLOPs").code == 1
 
 
-def test_a_folder_of_a_run_that_missed_its_accuracy_is_1(folder, build):
-    write_report(whole(build, folder, required=0.95), folder)
+def test_a_folder_of_a_run_that_missed_its_accuracy_is_1(folder):
+    write_report(whole(folder, required=0.95), folder)
     verdict = verify(folder, "1GFLOPs")
     assert (verdict.code, verdict.lines[0]) == (
         1, "not kept: validation accuracy 0.9 is below the 0.95 that the recipe requires.",
@@ -379,9 +379,9 @@ def test_a_report_that_does_not_agree_with_the_files_is_4(case, folder):
     assert re.search(why, verdict.lines[0])
 
 
-def test_a_report_that_keeps_a_budget_which_its_own_rows_break_is_4(folder, build):
+def test_a_report_that_keeps_a_budget_which_its_own_rows_break_is_4(folder):
     over = rows_of(Budget.parse(f"{FLOPS - 1}FLOPs"), Cost(0, 0, FLOPS, 0), {})
-    write_report(whole(build, folder).model_copy(update={"budget": over}), folder)
+    write_report(whole(folder).model_copy(update={"budget": over}), folder)
     verdict = verify(folder, "1GFLOPs")
     assert verdict.code == 4
     assert "it says that the budget is kept and shows that it is not" in verdict.lines[0]
