@@ -114,7 +114,7 @@ def test_a_net_of_two_inputs_goes_the_whole_way() -> None:
 def test_a_net_of_two_inputs_is_narrowed_by_a_step_of_ones_own(tmp_path: Path) -> None:
     method = {"name": "l1", "rounds": 2, "round": "8 steps", "tune": {"epochs": 2}}
     said = recipe(method=method, train={"batch": 20, "step": "./net.py:step"})
-    lab, planned = prepare(said, "cpu", lambda kind, /, **told: None)
+    lab, planned = prepare(said, "cpu")
     develop(lab, methods_of(said), tmp_path)
     assert lab.budget.holds(lab.cost())
     assert lab.budget.utilisation(lab.cost()) > 0.97
