@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +29,7 @@ MODELS = ("model.onnx", "model.pt2", "model.safetensors")
 TOLERANCE = (
     1e-4  # of the largest logit: float32 in another order of sums, with batch norms folded, stays ten times below
 )
+FORKS = sys.platform == "linux"  # elsewhere torch may not survive a fork, or there is none
 Logits = NDArray[np.float32]
 
 
@@ -65,30 +70,55 @@ def normalised(batch: Batch, preprocessing: Preprocessing) -> tuple[Tensor, ...]
 
 
 def outputs_of(folder: Path, inputs: Mapping[str, Sequence[Logits]], source: Path | None) -> dict[str, Logits]:
-    """Run each file in a fresh process; all start before any is waited for, because importing torch takes seconds.
+    """Run each file in a process of its own; all start before any is waited for.
 
-    `inputs` holds the arrays [n, ...] for each file's name. Raises ArtifactError where one cannot be run.
+    Those that need torch are forks of one that has imported it, where that is safe. `inputs` holds the arrays [n, ...]
+    for each file's name. Raises ArtifactError where one cannot be run.
+    """
+    light = [[name] for name in inputs if name == "model.onnx" or not FORKS]
+    heavy = [name for name in inputs if [name] not in light]
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        for name, arrays in inputs.items():
+            np.savez(place / f"{name}.in.npz", *arrays)
+        complaints = _run_groups([*light, heavy] if heavy else light, folder, place, source)
+        for name in inputs:
+            if not (place / f"{name}.out.npy").is_file():
+                own = place / f"{name}.out.error"
+                text = own.read_text(encoding="utf-8") if own.is_file() else complaints[name]
+                last = next(reversed(text.strip().splitlines()), "its process died")
+                raise ArtifactError(f"{folder / name}: cannot be run in a fresh process: {last}")
+        return {name: np.load(place / f"{name}.out.npy") for name in inputs}
+
+
+def _run_groups(groups: Sequence[Sequence[str]], folder: Path, place: Path, source: Path | None) -> dict[str, str]:
+    """Run every group of files in a process, which forks for each of several; what it complained of, by file.
+
+    On an interrupt, nobody is left behind.
     """
     environment = child_environment() | {"PYTHONWARNINGS": "ignore"}
-    running: dict[str, subprocess.Popen[str]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            for name, arrays in inputs.items():
-                files = [str(Path(scratch, f"{name}.{end}")) for end in ("in.npz", "out.npy")]
-                np.savez(files[0], *arrays)
-                command = [sys.executable, "-P", str(readback.__file__), str((folder / name).absolute()), *files]
-                running[name] = subprocess.Popen(
-                    command, cwd=source, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for group in groups:
+            jobs = [((folder / name).absolute(), place / f"{name}.in.npz", place / f"{name}.out.npy") for name in group]
+            command = [sys.executable, "-P", str(readback.__file__), *map(str, itertools.chain(*jobs))]
+            running.append(
+                subprocess.Popen(
+                    command,
+                    cwd=source,
+                    env=environment,
+                    text=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    start_new_session=FORKS,  # so that its forks can be ended with it
                 )
-            errors = {name: process.communicate()[1] for name, process in running.items()}
-        finally:
-            for process in running.values():
-                process.kill()  # nothing when it has ended; on an interrupt, nobody is left behind
-        for name, process in running.items():
-            if process.returncode:
-                last = next(reversed(errors[name].strip().splitlines()), f"exit code {process.returncode}")
-                raise ArtifactError(f"{folder / name}: cannot be run in a fresh process: {last}")
-        return {name: np.load(Path(scratch, f"{name}.out.npy")) for name in inputs}
+            )
+        complaints = [process.communicate()[1] for process in running]
+    finally:
+        for process in running:
+            with contextlib.suppress(OSError):  # it has ended
+                os.killpg(process.pid, signal.SIGKILL) if FORKS else process.kill()
+    return {name: text for group, text in zip(groups, complaints, strict=True) for name in group}
 
 
 def parity_of(path: Path, outputs: Logits, truth: Logits, top1: bool = True) -> Parity:

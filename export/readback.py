@@ -1,13 +1,16 @@
-"""One model file, run in a process of its own as its user would run it: readback.py FILE INPUTS.npz OUTPUTS.npy
+"""Model files, each run in a process of its own as its user would run it: readback.py (FILE INPUTS.npz OUTPUTS.npy)...
 
-Run as a script, never imported: model.onnx meets onnxruntime and no torch, model.pt2 meets torch and none of our code,
-model.safetensors meets `compress.load`, model.py meets torch, safetensors and nothing else. Inputs
-float32 [n, C, H, W], and others where the network takes several, in their order; outputs float32 [n, classes].
+Several files that need torch share its import, which takes seconds: each is then a fork of a process that has imported
+torch and nothing of ours. Run as a script, never imported: model.onnx meets onnxruntime and no torch, model.pt2 meets
+torch and none of our code, model.safetensors meets `compress.load`, model.py meets torch, safetensors and nothing else.
+Inputs float32 [n, C, H, W], and others where the network takes several, in their order; outputs float32 [n, classes].
 """
 
+import os
 import runpy
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
@@ -82,5 +85,27 @@ def _answer(path: Path, inputs: Path, outputs: Path) -> None:
     np.save(outputs, np.concatenate(parts))
 
 
+def _fork_each(jobs: Sequence[Sequence[Path]]) -> bool:
+    """Whether all of these files could be run, each by a fork of this process; what went wrong lies beside OUTPUTS."""
+    import torch  # noqa: F401 (for all of them)
+
+    children = []
+    for path, inputs, outputs in jobs:
+        if child := os.fork():
+            children.append(child)
+            continue
+        try:
+            _answer(path, inputs, outputs)
+        except BaseException:
+            outputs.with_suffix(".error").write_text(traceback.format_exc(), encoding="utf-8")
+            os._exit(1)
+        os._exit(0)
+    return not any([os.waitpid(child, 0)[1] for child in children])  # all of them are waited for
+
+
 if __name__ == "__main__":
-    _answer(*map(Path, sys.argv[1:]))
+    _words = list(map(Path, sys.argv[1:]))
+    _jobs = [_words[at : at + 3] for at in range(0, len(_words), 3)]
+    if len(_jobs) > 1:
+        sys.exit(not _fork_each(_jobs))
+    _answer(*_jobs[0])
