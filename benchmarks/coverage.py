@@ -33,7 +33,7 @@ from compress.reading.ghost import flat
 from compress.reading.graph import Graph
 from compress.reading.measure import measure
 from compress.surgery.finalize import silence
-from compress.surgery.widths import Surgeon, fit, survey
+from compress.surgery.surgeon import Surgeon, fit, survey
 
 LIMITS = (1e-10, 1e-10, 1e-4)  # of widening and narrowing in float64, and of ONNX in float32, times the largest output
 CLASSIFIERS = [

@@ -32,14 +32,14 @@ from torch import nn
 
 import compress.models as ours
 from compress import measure
+from compress.budget.landing import land, reach
 from compress.budget.limits import Budget, Cost, Limit
 from compress.budget.price import Price
-from compress.budget.widths import land, reach
 from compress.errors import CompressError, Infeasible
 from compress.export import onnx_file
 from compress.methods.adenel.method import overshoot
 from compress.reading.graph import Graph
-from compress.surgery.widths import Surgeon, survey
+from compress.surgery.surgeon import Surgeon, survey
 
 SHARES = (0.2, 0.35, 0.5, 0.7, 0.9)
 ALIGNS = (1, 8, 16)

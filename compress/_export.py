@@ -29,8 +29,8 @@ from compress.reading.measure import measure
 from compress.recipe.arguments import beside, source_of, stated
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct
+from compress.surgery.surgeon import survey
 from compress.surgery.weights import fill, read_weights
-from compress.surgery.widths import survey
 from compress.training.data import Data, load
 from compress.training.events import Doing, Listener, silent
 from compress.workplace import RESULT, claim, default_out, publish

@@ -24,8 +24,8 @@ from compress.reading.measure import measure
 from compress.recipe.file import read
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct
+from compress.surgery.surgeon import Hold, Surgeon, survey
 from compress.surgery.weights import fill, read_weights
-from compress.surgery.widths import Hold, Surgeon, survey
 from compress.training.data import Data, load
 
 # Of known sets a plan needs nothing but this: no download for a budget that cannot be kept.

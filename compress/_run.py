@@ -32,7 +32,7 @@ from compress.export.verify import verify
 from compress.methods.protocol import Method
 from compress.recipe.file import dump, read
 from compress.recipe.settings import Recipe
-from compress.surgery.widths import Surgeon
+from compress.surgery.surgeon import Surgeon
 from compress.training import checkpoint
 from compress.training.bench import Bench
 from compress.training.events import Begun, Doing, Event, Listener, Resumed, Warned, silent

@@ -28,7 +28,7 @@ from compress.reading.inputs import Shape
 from compress.recipe import settings
 from compress.recipe.step import Course
 from compress.surgery.stages import Depths, Stage
-from compress.surgery.widths import Columns, Surgeon
+from compress.surgery.surgeon import Columns, Surgeon
 from compress.surgery.wires import Cuts
 from compress.training.optim import sgd
 from compress.training.train import Loop, Score, Trained

@@ -6,7 +6,7 @@ residual stage's channels with all their producers. A space is `frozen`, with a 
 what becomes of its channels, or where they reach the output.
 
 A width change needs no second look: the topology stays, and an `Edit` says for every axis of every tensor which old
-index each new one comes from (-1: fresh). `surgery/widths.py` applies it.
+index each new one comes from (-1: fresh). `surgery/surgeon.py` applies it.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None, 
 
     `hold` names spaces that stay as they are, each with its reason; a price alone needs no `lessons`, which are
     the pass in training mode. Raises UsageError where the model cannot be traced or has no such space. What a model's
-    Python does with a changed width is not known here: `surgery.widths.survey` tries it.
+    Python does with a changed width is not known here: `surgery.surgeon.survey` tries it.
     """
     traced = trace(model, shape)
     traced = taught(traced, shape) if lessons else traced

@@ -190,7 +190,7 @@ def _constants(shape: Sequence[int], new: Sequence[int]) -> list[int]:
     """Where a view cuts an axis in several: those of the new axes that do not follow its length.
 
     Channel shuffles cut [N, C, ...] into [N, groups, C / groups, ...], generators [N, C * H * W] into [N, C, H, W].
-    Where this guess is wrong the model breaks when its width changes, and `surgery.widths.survey` sees that.
+    Where this guess is wrong the model breaks when its width changes, and `surgery.surgeon.survey` sees that.
     """
     axes: list[int] = []
     start = 0

@@ -25,7 +25,7 @@ from compress.reading.graph import Graph
 from compress.reading.inputs import Batch, Shape, arguments, each, plainly
 from compress.reading.measure import measure
 from compress.surgery.structure import Structure
-from compress.surgery.widths import Surgeon, survey
+from compress.surgery.surgeon import Surgeon, survey
 
 DOUBLE = 1e-12  # largest |masked - compact| in float64, times max(1, max |output|)
 SINGLE = 1e-5  # the same in float32

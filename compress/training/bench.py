@@ -25,7 +25,7 @@ from compress.recipe.step import Course
 from compress.surgery.connections import Cuts, cuts_in, prune
 from compress.surgery.stages import Depths, Stage, find
 from compress.surgery.structure import construct
-from compress.surgery.widths import Columns, Surgeon
+from compress.surgery.surgeon import Columns, Surgeon
 from compress.training.data import Data
 from compress.training.events import Ended, Entered, Listener, Note, Noted
 from compress.training.optim import draw

@@ -12,15 +12,15 @@ from torch.nn import functional as fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import models
+from compress.budget.landing import land
 from compress.budget.limits import Budget, Limit
 from compress.budget.memory import Operation, moments
 from compress.budget.units import MEMORY
-from compress.budget.widths import land
 from compress.export import onnx_count
 from compress.export.translate import to_onnx, to_program
 from compress.reading.graph import read
 from compress.reading.measure import measure
-from compress.surgery.widths import Surgeon, survey
+from compress.surgery.surgeon import Surgeon, survey
 
 Shape = tuple[int, ...]
 

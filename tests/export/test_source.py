@@ -26,7 +26,7 @@ from compress.export.weights import tensors_of
 from compress.reading.measure import measure
 from compress.surgery.finalize import Compact
 from compress.surgery.structure import Structure, construct
-from compress.surgery.widths import Surgeon, survey
+from compress.surgery.surgeon import Surgeon, survey
 
 SHAPE = (3, 8, 8)
 PREPROCESSING = Preprocessing.of_inputs(

@@ -15,13 +15,13 @@ from torch import nn
 import compress
 from compress._plan import methods_of, plan
 from compress._run import develop, prepare, run
-from compress.budget.widths import land
+from compress.budget.landing import land
 from compress.errors import ArtifactError, Infeasible, UsageError
 from compress.methods.l1.method import L1Pruning, importance
 from compress.reading.graph import read
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct
-from compress.surgery.widths import survey
+from compress.surgery.surgeon import survey
 from compress.training.events import Event, Noted
 
 NET = """

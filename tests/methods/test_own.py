@@ -15,7 +15,7 @@ SLIM = """
 from dataclasses import dataclass
 
 import compress
-from compress.budget.widths import land
+from compress.budget.landing import land
 from compress.recipe.step import Course
 
 

@@ -20,7 +20,7 @@ from compress.models import densenet, lenet5, resnet_cifar, vgg
 from compress.reading.graph import Graph
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import Structure
-from compress.surgery.widths import Surgeon, survey
+from compress.surgery.surgeon import Surgeon, survey
 from compress.training.bench import Bench
 from compress.training.train import lr_at
 

@@ -17,7 +17,7 @@ from compress.reading.inputs import Shape, each
 from compress.reading.measure import measure
 from compress.surgery.finalize import finalize, silence
 from compress.surgery.structure import Structure
-from compress.surgery.widths import Surgeon, fit, survey
+from compress.surgery.surgeon import Surgeon, fit, survey
 
 SHAPE = (3, 8, 8)
 C = 6

@@ -17,7 +17,7 @@ from compress.reading.graph import read
 from compress.reading.measure import measure
 from compress.surgery.finalize import DOUBLE, SINGLE, compare, finalize, plain, silence
 from compress.surgery.structure import Structure
-from compress.surgery.widths import survey
+from compress.surgery.surgeon import survey
 
 SHAPE = (3, 8, 8)
 STRUCTURE = Structure("compress.models:vgg", {})

@@ -2,7 +2,7 @@
 
 From a narrow net, rounds of training with DI-ISS (`diiss.py`). At the end of a round, a layer whose share of filters in
 the support of Gamma, s = |supp(Gamma)| / |W|, is at least tau uses all it has, and grows. The round that would cross
-the budget is scaled to fit and topped up (`budget/widths.py`), then the net is tuned. AdeNeL, section 3.2 and
+the budget is scaled to fit and topped up (`budget/landing.py`), then the net is tuned. AdeNeL, section 3.2 and
 Algorithm 1.
 
 Differs from the paper, which leaves these open or silent:
@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from compress.budget.landing import land
 from compress.budget.limits import Budget
 from compress.budget.price import COLUMNS, Price
-from compress.budget.widths import land
 from compress.errors import UsageError
 from compress.methods.adenel.diiss import DIISS, thresholds
 from compress.methods.adenel.settings import Adenel
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.graph import Graph
-from compress.surgery.widths import Surgeon
+from compress.surgery.surgeon import Surgeon
 from compress.training.optim import decayed
 
 LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from compress.budget.landing import land
 from compress.budget.limits import Budget
-from compress.budget.widths import land
 from compress.reading.graph import Graph
 from compress.surgery.stages import Stage, layout
-from compress.surgery.widths import Surgeon
+from compress.surgery.surgeon import Surgeon
 
 LAPS = 8  # of narrower blocks; where the first leaves room, the next ones are full as a rule
 
@@ -42,7 +42,7 @@ def fill(
     """The depths of stages, and the widths of spaces within their new last blocks, that fill a budget.
 
     Whole blocks first, one a stage in turn, until one does not fit; then one narrower block behind every stage where
-    its narrowest form does, their inner widths chosen as all widths are (`budget/widths.py`). At most `most` blocks a
+    its narrowest form does, their inner widths chosen as all widths are (`budget/landing.py`). At most `most` blocks a
     stage. Stages whose blocks use up nothing that is limited stay as they are. Empty where nothing fits.
     """
     before = {stage: stage.depth(surgeon.model) for stage in stages}

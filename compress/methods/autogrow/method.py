@@ -30,7 +30,7 @@ from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.inputs import Shape
 from compress.recipe.keys import Duration
 from compress.surgery.stages import Stage, find, last_norm, layout
-from compress.surgery.widths import Surgeon
+from compress.surgery.surgeon import Surgeon
 from compress.training.seeds import seed_of
 from compress.training.train import lr_at
 

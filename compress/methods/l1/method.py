@@ -1,7 +1,7 @@
 """L1-norm pruning: narrow a trained network to its budget, keeping the filters with the largest weights, and tune it.
 
-All free spaces go down by one common factor until the budget holds (`budget/widths.py` fills it), and in each space the
-channels whose filters have the largest l1 norm stay. Li et al. 2017, "Pruning Filters for Efficient ConvNets", section
+All free spaces go down by one common factor until the budget holds (`budget/landing.py` fills it), and in each space
+the channels whose filters have the largest l1 norm stay. Li et al. 2017, "Pruning Filters for Efficient ConvNets", section
 3.1; theirs is also the plain way that other methods are compared with.
 
 Differs from the paper, which prunes a residual stage by its projection shortcut alone and picks shares by hand: a space
@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.budget.widths import land
+from compress.budget.landing import land
 from compress.methods.l1.settings import L1
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.graph import Graph
-from compress.surgery.widths import Surgeon
+from compress.surgery.surgeon import Surgeon
 
 
 @dataclass(frozen=True, slots=True)

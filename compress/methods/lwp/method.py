@@ -29,7 +29,7 @@ from compress.methods.lwp.search import Terms, children, search
 from compress.methods.lwp.settings import Lwp
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.surgery.connections import Masks, Wiring, prune
-from compress.surgery.widths import Surgeon
+from compress.surgery.surgeon import Surgeon
 from compress.training.train import lr_at
 
 PRETRAIN = 20.0  # epochs of a full network that nobody trained

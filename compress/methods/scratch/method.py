@@ -15,7 +15,7 @@ from compress.reading.graph import Graph
 from compress.recipe.step import Course
 from compress.surgery.connections import prune
 from compress.surgery.structure import Structure
-from compress.surgery.widths import Surgeon
+from compress.surgery.surgeon import Surgeon
 
 
 @dataclass(frozen=True, slots=True)

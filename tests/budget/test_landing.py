@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress.budget.landing import land, reach
 from compress.budget.limits import Budget, Limit
 from compress.budget.price import Moment, Price, Term
 from compress.budget.units import UNITS
-from compress.budget.widths import land, reach
 from compress.errors import CompressError, Infeasible
 
 Family = tuple[Price, dict[str, int]]  # a price, and the widths of its full network

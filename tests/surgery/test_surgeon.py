@@ -18,7 +18,7 @@ from compress.errors import UsageError
 from compress.methods.adenel.diiss import DIISS
 from compress.reading.graph import Graph, read
 from compress.reading.measure import measure
-from compress.surgery.widths import Surgeon, survey, take
+from compress.surgery.surgeon import Surgeon, survey, take
 
 SHAPE = (3, 8, 8)
 C = 6
