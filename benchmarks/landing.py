@@ -190,7 +190,7 @@ def file_of(network: nn.Module, shape: Sequence[int], cost: Cost, budget: Budget
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         onnx_file.write_sealed(onnx_file.stamp(onnx_file.clean(exported.model_proto), topics), path)
-        counted = onnx_file.count(path)
+        counted = onnx_file.count_file(path)
     over = counted.macs != cost.macs or bool(counted.unknown) or counted.bytes > budget.limits[0].limit
     return {
         "over": over,

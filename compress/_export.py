@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from compress._run import Result
-from compress.budget.limits import Stated
+from compress.budget.limits import Amounts
 from compress.delivery import Finished, Story, check_output, deliver
 from compress.errors import UsageError
 from compress.reading.graph import read
@@ -40,7 +40,7 @@ def export_model(
     factory: str,
     weights: Path | str,
     shape: Sequence[int] | None,
-    budget: Stated,
+    budget: Amounts,
     out: Path | str | None = None,
     *,
     data: str = "digits",

@@ -28,7 +28,7 @@ from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct, locate
 from compress.training.data import Data, load
 
-Line = tuple[str, str]  # of a recipe, and the comment behind it
+Commented = tuple[str, str]  # of a recipe, and the comment behind it
 
 SEED_WIDTHS = (8, 4, 2, 1)  # the first that leaves room to grow is taken
 ROUND = 50  # optimizer steps that a support needs to say anything
@@ -132,7 +132,7 @@ class _Draft:
         column = max(len(line) for line, comment in lines if comment and len(line) <= WIDEST) + 2
         return "".join(f"{line.ljust(column - 1)} # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
 
-    def _model(self, target: Path) -> Iterator[Line]:
+    def _model(self, target: Path) -> Iterator[Commented]:
         yield f"# A first recipe for {self.factory}, written by `compress init`.", ""
         yield f"#   compress plan {target.name}    what it would do, in seconds", ""
         yield f"#   compress run {target.name}     do it", ""
@@ -149,7 +149,7 @@ class _Draft:
         yield f"  input: {shape}", "channels, height and width of an image; so a plan needs no data"
         yield "", ""
 
-    def _data(self, target: Path) -> Iterator[Line]:
+    def _data(self, target: Path) -> Iterator[Commented]:
         yield "data:", ""
         yield f"  source: {self.source['source']}", f"{self.images.counts['train']:,} training images"
         if self.source.get("path"):
@@ -162,7 +162,7 @@ class _Draft:
         yield "  flip: false", "true mirrors half of the training images; not where left and right differ"
         yield "", ""
 
-    def _training(self, seed_width: int) -> Iterator[Line]:
+    def _training(self, seed_width: int) -> Iterator[Commented]:
         count = self.images.counts["train"]
         batch = max(1, min(128, 2 ** max(0, (count // 12).bit_length() - 1)))
         epoch = max(1, count // batch)

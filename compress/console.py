@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import click
 
-from compress.budget.units import percent, score, show
+from compress.budget.units import percent, show, show_score
 from compress.errors import UsageError
 from compress.training.events import (
     Begun,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MANY = 16  # numbers of widths that still fit on a line
 
-_COLUMNS = (
+_TABLE = (
     ("event", -9),
     ("step", 7),
     ("MACs", 11),
@@ -157,7 +157,7 @@ class _Story:
 
     def _note(self, note: Note) -> None:
         if not self.headed:
-            self._row([name for name, _ in _COLUMNS], strong=True)
+            self._row([name for name, _ in _TABLE], strong=True)
             self.headed = True
         numbers = note.numbers
         number = numbers.get("round", numbers.get("epoch"))
@@ -172,13 +172,13 @@ class _Story:
                 show(note.params, "params"),
                 percent(note.used),
                 "" if loss is None else f"{loss:.4f}",
-                score(numbers.get("val"), self.metric),
+                show_score(numbers.get("val"), self.metric),
                 _size(numbers),
             ]
         )
 
     def _row(self, cells: Sequence[str], *, strong: bool = False) -> None:
-        places = zip(cells, (size for _, size in _COLUMNS), strict=True)
+        places = zip(cells, (size for _, size in _TABLE), strict=True)
         line = "  ".join(cell.rjust(size) if size > 0 else cell.ljust(-size) for cell, size in places)
         self.screen.line(line.rstrip(), strong=strong)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.budget.units import MEMORY, percent, score, show, span
+from compress.budget.units import MEMORY, percent, show, show_score, span
 from compress.console import table
 
 if TYPE_CHECKING:
@@ -29,23 +29,23 @@ _COUNTERS = {
 
 def plan_lines(plan: "Plan") -> list[str]:
     """Say a plan: the verdict, every space, what is free, and what the full, first and smallest network cost."""
-    told, nets = plan_json(plan), _nets(plan)
+    plain, nets = plan_json(plan), _nets(plan)
     spaces = [
         [s["name"], *(str(s[net]) for net in nets), f"frozen: {s['frozen']}" if s["frozen"] else _free(s["remark"])]
-        for s in told["spaces"]
+        for s in plain["spaces"]
     ]
-    costs = [[said, *(f"{net.of(unit):,}" for net in nets.values())] for unit, said in _COUNTERS.items()]
+    costs = [[counter, *(f"{net.of(unit):,}" for net in nets.values())] for unit, counter in _COUNTERS.items()]
     limits = [
-        [row["text"], f"{row['limit']:,} {row['unit']}", *_used(row, nets), row["level"]] for row in told["budget"]
+        [row["text"], f"{row['limit']:,} {row['unit']}", *_used(row, nets), row["level"]] for row in plain["budget"]
     ]
     return [
-        told["verdict"],
+        plain["verdict"],
         "",
-        *_depths(told["stages"]),
+        *_depths(plain["stages"]),
         *table(["width of", "full (base)", "seed", "floor", ""], spaces, right=(1, 2, 3)),
         "",
-        f"free: {percent(told['free']['params'])} of the params and {percent(told['free']['macs'])} of the MACs",
-        *(f"note: {note}" for note in told["notes"]),
+        f"free: {percent(plain['free']['params'])} of the params and {percent(plain['free']['macs'])} of the MACs",
+        *(f"note: {note}" for note in plain["notes"]),
         "",
         *table(["one input, batch 1", "full (base)", "seed", "floor"], costs, right=(1, 2, 3)),
         "",
@@ -112,7 +112,7 @@ def result_lines(folder: Path, report: "Report") -> list[str]:
     val, test, required = accuracy.words("val"), accuracy.words("test"), accuracy.words("required")
     limits = ", ".join(row.text for row in report.budget if row.level == "error")
     steps = [
-        [s.method, f"{s.steps:,}", show(s.cost.macs, "MACs"), show(s.cost.params, "params"), score(s.val, metric)]
+        [s.method, f"{s.steps:,}", show(s.cost.macs, "MACs"), show(s.cost.params, "params"), show_score(s.val, metric)]
         for s in report.steps
     ]
     return [

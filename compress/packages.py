@@ -20,7 +20,7 @@ CORE = {  # what is imported: what is installed, as pyproject.toml lists it
     "safetensors": "safetensors",
     "yaml": "pyyaml",
 }
-TORCH = {
+EXTRA = {
     "PIL": "pillow",
     "distutils": "setuptools",  # thop imports it, and Python 3.12 no longer brings it
     "matplotlib": "matplotlib",
@@ -60,7 +60,7 @@ def demand(*modules: str) -> None:
 
 def how_to_get(*modules: str) -> str:
     """Say that these modules of `CORE` and `TORCH` are not installed, and the line that installs them."""
-    names = [(CORE | TORCH)[module] for module in modules]
+    names = [(CORE | EXTRA)[module] for module in modules]
     listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     are, them = ("is", "it") if len(names) == 1 else ("are", "them")
     if set(modules) <= set(CORE):
@@ -74,7 +74,7 @@ def how_to_get(*modules: str) -> str:
 def of_error(error: BaseException) -> str | None:
     """Say the same of the package that an import did not find; None for any other error, and for others' packages."""
     module = error.name if isinstance(error, ModuleNotFoundError) else None  # "torch.nn" is another fault than "torch"
-    return how_to_get(module) if module in CORE | TORCH else None
+    return how_to_get(module) if module in CORE | EXTRA else None
 
 
 def _is_there(module: str) -> bool:

@@ -31,8 +31,7 @@ from compress.export.parity import normalised, read_back
 from compress.export.parts import Parity, Preprocessing, portable
 from compress.export.report import Row, rows_of
 from compress.export.source.spelling import Unspelled
-from compress.export.source.text import FILE as SOURCE
-from compress.export.source.text import spell_out
+from compress.export.source.text import SOURCE, spell_out
 from compress.export.translate import save_program, to_onnx, to_program
 from compress.export.verify import verify
 from compress.export.weights import save_weights, tensors_of

@@ -131,7 +131,7 @@ def metadata_bytes(metadata: Mapping[str, Any]) -> int:
     return size + len(_seal(b""))
 
 
-def count(source: ModelProto | Path | str) -> FileCost:
+def count_file(source: ModelProto | Path | str) -> FileCost:
     """Count a model in memory or in a file; `onnx_count.count` says how. Raises what that and `read` raise."""
     if isinstance(source, ModelProto):
         return onnx_count.count(source)

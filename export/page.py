@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.budget.units import MEMORY, percent, score, span
+from compress.budget.units import MEMORY, percent, show_score, span
 from compress.export.parts import Environment, HistoryRow, Preprocessing, SpaceRow
 from compress.export.picture import PICTURE
 from compress.export.report import Report, Row, TimedRow, exactly
@@ -151,7 +151,7 @@ def _method_table(report: Report) -> Lines:
             f"{step.steps:,}",
             f"{step.macs_images:.3g}",
             *(f"{count:,}" for count in (step.cost.params, step.cost.macs, step.cost.thop)),
-            score(step.val, report.accuracy.metric) or "-",
+            show_score(step.val, report.accuracy.metric) or "-",
         ]
         for step in report.steps
     ]

@@ -21,7 +21,7 @@ from compress.errors import ArtifactError
 from compress.export import onnx_file, readback
 from compress.export.latency import child_environment
 from compress.export.parts import Parity, Preprocessing
-from compress.export.source.text import FILE as SOURCE
+from compress.export.source.text import SOURCE
 from compress.export.verify import digest
 from compress.reading.inputs import Batch, arguments
 

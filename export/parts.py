@@ -50,9 +50,9 @@ def _plain_number(value: Any) -> bool:
 
 Text = Annotated[str, Field(strict=True), AfterValidator(portable)]
 Flag = Annotated[bool, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-NotNegative = Annotated[float, Field(strict=True, ge=0)]
+StrictWhole = Annotated[int, Field(strict=True, ge=0)]
+StrictCount = Annotated[int, Field(strict=True, ge=1)]
+StrictNotNegative = Annotated[float, Field(strict=True, ge=0)]
 Real = Annotated[float, Field(strict=True)]
 Digest = Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
 Cell = Annotated[
@@ -105,11 +105,11 @@ def refusal(error: ValidationError) -> str:
 class Costs(Part):
     """What a network costs: one input, batch 1; `limits.Cost` says how each is counted."""
 
-    params: Whole
-    macs: Whole
-    thop: Whole
-    bytes: Whole  # of model.onnx
-    memory: Whole  # bytes
+    params: StrictWhole
+    macs: StrictWhole
+    thop: StrictWhole
+    bytes: StrictWhole  # of model.onnx
+    memory: StrictWhole  # bytes
 
     @classmethod
     def of_cost(cls, cost: Cost) -> Self:
@@ -124,19 +124,19 @@ class Costs(Part):
 class Counted(Part):
     """What the network costs that a method left, before it is finished: no file was written yet."""
 
-    params: Whole
-    macs: Whole
-    thop: Whole
+    params: StrictWhole
+    macs: StrictWhole
+    thop: StrictWhole
 
 
 class Parity(Part):
     """What a file gave, run in a process of its own, beside what the network gives."""
 
-    bytes: Whole
+    bytes: StrictWhole
     sha256: Digest
-    images: Whole
-    max_abs: NotNegative
-    max_rel: NotNegative  # the same over the largest output
+    images: StrictWhole
+    max_abs: StrictNotNegative
+    max_rel: StrictNotNegative  # the same over the largest output
     top1_equal: Flag | None  # on every image; None without classes
 
 
@@ -144,17 +144,17 @@ class FurtherInput(Part):
     """A further input of the network, float32, beside the images."""
 
     name: Text
-    shape: Annotated[tuple[Whole, ...], Field(min_length=1)]  # without the batch
+    shape: Annotated[tuple[StrictWhole, ...], Field(min_length=1)]  # without the batch
 
 
 class Preprocessing(Part):
     """How pixels become the input of model.onnx: divided by 255, less the mean, over the standard deviation."""
 
     layout: Literal["NCHW"]
-    shape: tuple[Whole, Whole, Whole]  # [C, H, W]
+    shape: tuple[StrictWhole, StrictWhole, StrictWhole]  # [C, H, W]
     range: tuple[Literal[0], Literal[1, 255]]  # of the pixels that the file takes
     mean: tuple[Real, ...]  # [C], of pixels in [0, 1]
-    std: tuple[NotNegative, ...]  # [C]
+    std: tuple[StrictNotNegative, ...]  # [C]
     baked: Flag  # whether model.onnx does it itself
     classes: tuple[str, ...]  # labels, in the order of the outputs
     others: Annotated[tuple[FurtherInput, ...], Field(min_length=1)] = ()
@@ -189,8 +189,8 @@ class SpaceRow(Part):
     """A space of channels, in the finished and in the full network; 0 wide where one of them lacks it."""
 
     name: Text
-    width: Whole
-    full: Whole
+    width: StrictWhole
+    full: StrictWhole
     frozen: Text | None  # why it cannot change
 
 
@@ -198,9 +198,9 @@ class StepRow(Part):
     """What one of the recipe's methods spent and gained."""
 
     method: Text
-    share: NotNegative | None  # of the budget, what it aimed at; None: nothing but the budget
-    steps: Whole  # of the optimizer
-    macs_images: Whole  # what they cost, as in the cost of training
+    share: StrictNotNegative | None  # of the budget, what it aimed at; None: nothing but the budget
+    steps: StrictWhole  # of the optimizer
+    macs_images: StrictWhole  # what they cost, as in the cost of training
     cost: Counted  # of the network after it
     val: Real | None  # of the network after it
 
@@ -221,23 +221,23 @@ class HistoryRow(Part):
     __pydantic_extra__: dict[str, Cell]
 
     event: Text
-    step: Whole
+    step: StrictWhole
     method: Text
-    macs: Whole
-    params: Whole
-    used: NotNegative  # of the budget
-    round: Whole | None = None
-    epoch: NotNegative | None = None
+    macs: StrictWhole
+    params: StrictWhole
+    used: StrictNotNegative  # of the budget
+    round: StrictWhole | None = None
+    epoch: StrictNotNegative | None = None
     stage: Text | None = None
     why: Text | None = None
     reward: Real | None = None
-    eta: NotNegative | None = None  # of sampled networks, MACs over the full network's
+    eta: StrictNotNegative | None = None  # of sampled networks, MACs over the full network's
     accuracy: Real | None = None  # of sampled networks, on training images
     loss: Real | None = None
     val: Real | None = None
     entropy: Real | None = None  # of the controller, nats for each connection
-    widths: dict[str, Whole] = {}
-    depths: dict[str, Whole] = {}
+    widths: dict[str, StrictWhole] = {}
+    depths: dict[str, StrictWhole] = {}
     connections: tuple[Matrix, ...] = ()
 
 
@@ -245,7 +245,7 @@ class Dataset(Part):
     """The images."""
 
     name: Text
-    counts: dict[str, Whole]
+    counts: dict[str, StrictWhole]
     digest: Text
 
 
@@ -261,7 +261,7 @@ class Environment(Part):
     torch: Text | None
     torchvision: Text | None
     cpu: Text
-    threads: Whole
+    threads: StrictWhole
     device: Text
 
     @classmethod

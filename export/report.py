@@ -13,25 +13,25 @@ from pydantic.config import JsonDict
 from pydantic.json_schema import GenerateJsonSchema
 
 from compress.budget.limits import Budget, Cost, Latency
-from compress.budget.units import percent, score, show, threads
+from compress.budget.units import percent, show, show_score, threads
 from compress.errors import ArtifactError
 from compress.export.parts import (
     Costs,
-    Count,
     Dataset,
     Digest,
     Environment,
     Flag,
     HistoryRow,
-    NotNegative,
     Parity,
     Part,
     Preprocessing,
     Real,
     SpaceRow,
     StepRow,
+    StrictCount,
+    StrictNotNegative,
+    StrictWhole,
     Text,
-    Whole,
     refusal,
 )
 
@@ -51,9 +51,9 @@ class Row(Part):
     """A limit, and what the network takes of it."""
 
     unit: Unit
-    limit: Count
-    value: Whole
-    utilisation: NotNegative
+    limit: StrictCount
+    value: StrictWhole
+    utilisation: StrictNotNegative
     kept: Flag = Field(alias="pass")
     level: Level
     text: Text
@@ -72,8 +72,8 @@ class TimedRow(Row):
     """A limit on a latency, in nanoseconds, and what was measured."""
 
     unit: Annotated[str, Field(strict=True, pattern="^ns@onnxruntime-cpu/[1-9][0-9]{0,2}$")]  # type: ignore[assignment]
-    spread: tuple[Whole, Whole]  # nanoseconds: the runs from the 10th to the 90th percentile
-    runs: Count
+    spread: tuple[StrictWhole, StrictWhole]  # nanoseconds: the runs from the 10th to the 90th percentile
+    runs: StrictCount
     processor: Text
 
 
@@ -89,7 +89,7 @@ class Landing(Part):
     """How near the network came to the tightest limit on what is counted."""
 
     unit: Unit
-    utilisation: NotNegative
+    utilisation: StrictNotNegative
     left: Annotated[int, Field(strict=True)]  # negative where it is over
 
 
@@ -123,16 +123,16 @@ class Accuracy(Part):
 
     def words(self, key: Literal["val", "test", "required"]) -> str:
         """Say one of the three; nothing where it is None."""
-        return score(getattr(self, key), self.metric)
+        return show_score(getattr(self, key), self.metric)
 
 
 class Baseline(Part):
     """The full model, trained as long as anybody would: what the cost of training is a share of."""
 
     name: Text | None
-    epochs: NotNegative
-    train_images: Whole
-    macs_images: Whole
+    epochs: StrictNotNegative
+    train_images: StrictWhole
+    macs_images: StrictWhole
 
 
 class TrainCost(Part):
@@ -141,9 +141,9 @@ class TrainCost(Part):
     Backward passes cancel in the share (AdeNeL, section 4).
     """
 
-    macs_images: Whole
-    images: Whole
-    share: NotNegative
+    macs_images: StrictWhole
+    images: StrictWhole
+    share: StrictNotNegative
     baseline: Baseline
 
 
@@ -158,7 +158,7 @@ class Report(Part):
     base: Costs  # of the full model
     accuracy: Accuracy
     train_cost: TrainCost | None  # None: trained elsewhere
-    drift: NotNegative  # largest difference of the masked and the compact network's outputs
+    drift: StrictNotNegative  # largest difference of the masked and the compact network's outputs
     parity: dict[str, Parity]  # by file
     preprocessing: Preprocessing
     spaces: tuple[SpaceRow, ...]
@@ -169,8 +169,8 @@ class Report(Part):
     code: dict[str, Digest] = Field({})  # of every file of the user's own that the recipe names, by its import path
     environment: Environment
     command: Text
-    resumed_from: Whole | None  # the optimizer step that an interrupted run went on from
-    seconds: NotNegative
+    resumed_from: StrictWhole | None  # the optimizer step that an interrupted run went on from
+    seconds: StrictNotNegative
     notes: tuple[Text, ...]
 
     @classmethod

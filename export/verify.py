@@ -77,7 +77,7 @@ def _check_onnx(path: Path, asked: Asked) -> Verdict:
     from compress.export import onnx_file  # onnx costs a quarter of a second: only when it is needed
 
     model = onnx_file.read(path)
-    file = replace(onnx_file.count(model), bytes=path.stat().st_size)
+    file = replace(onnx_file.count_file(model), bytes=path.stat().st_size)
     known = onnx_file.metadata(model)
     base = _cost_from(path, known["base"]) if "base" in known else None
     budget, notes = _limits_for(path, asked, base)

@@ -177,7 +177,7 @@ def test_what_an_unfinished_installation_lacks_of_the_core_is_named_too(command:
 
 
 def test_several_packages_are_named_in_one_sentence_and_a_small_one_with_its_own_line() -> None:
-    hidden = tuple(packages.TORCH)
+    hidden = tuple(packages.EXTRA)
     latency = "verify net.onnx --budget 1MMACs,5ms@onnxruntime-cpu/1"
     codes, _, stderr = without(hidden, "run quickstart", "report done --draw history.png", latency)
     assert codes == [2, 2, 2]
@@ -222,7 +222,7 @@ def test_the_core_checks_reports_and_explains_without_the_extra_and_without_what
         "recipes quickstart": "factory: compress.models:vgg",
         "recipes --json": '"name": "quickstart"',
     }
-    codes, stdout, stderr = without((*packages.TORCH, *UNIX), *commands)
+    codes, stdout, stderr = without((*packages.EXTRA, *UNIX), *commands)
     assert (codes, stderr) == ([0] * len(commands), "")
     for part, (command, says) in zip(stdout.split("$ ")[1:], commands.items(), strict=True):
         assert part.startswith(command)
@@ -237,7 +237,7 @@ def test_the_tables_of_packages_are_those_that_pip_installs() -> None:
 
     extra = project["optional-dependencies"]
     assert sorted(packages.CORE.values()) == names(project["dependencies"])
-    assert sorted(packages.TORCH.values()) == names(extra["torch"])
+    assert sorted(packages.EXTRA.values()) == names(extra["torch"])
     assert f"{project['name']}[torch]" in extra["dev"]  # whoever develops has all of it
     assert not set(names(extra["dev"])) & set(names([*project["dependencies"], *extra["torch"]]))
 
@@ -247,4 +247,4 @@ def test_nothing_is_asked_for_that_no_table_names() -> None:
     calls = [call for path in places for call in re.findall(r"\bdemand\((.*?)\)", path.read_text(encoding="utf-8"))]
     asked = {name for call in calls for name in re.findall(r'"(\w+)"', call)}
     assert asked == {"matplotlib", "onnxruntime", "PIL", "torchvision"}
-    assert asked <= set(packages.TORCH)
+    assert asked <= set(packages.EXTRA)

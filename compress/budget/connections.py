@@ -24,7 +24,7 @@ from compress.errors import Infeasible, UsageError
 
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
-UNITS = ("params", "MACs", "FLOPs", "FLOPs@2")  # what the price of a mask tells
+PRICED = ("params", "MACs", "FLOPs", "FLOPs@2")  # what the price of a mask tells
 FEW = 32  # connections of which also pairs are tried; with more, single ones fill the budget
 FILLED = 0.99  # of the tightest limit: below this, connections are exchanged
 
@@ -50,7 +50,7 @@ def floor(wiring: Priced, edges: int) -> Cost:
 def refuse_units(budget: Budget) -> None:
     """Raise UsageError for a limit in a unit that masks have no price for."""
     for limit in budget.hard:
-        if limit.unit not in UNITS:
+        if limit.unit not in PRICED:
             raise UsageError(
                 f"{limit.text}: connections are chosen by parameters, MACs or FLOPs, and cannot be by {limit.unit}; "
                 f"write one of those, and {{limit: {limit.text}, level: warn}} beside it"
@@ -98,7 +98,7 @@ def project(
     """
     edges = len(scores)
     refuse(wiring, edges, budget)
-    search = _Search(scores, wiring, budget)
+    search = _Filling(scores, wiring, budget)
     kept = search.settled(np.ones(edges, np.bool_) if start is None else start)
     guarded = np.zeros(edges, np.bool_)
     while True:
@@ -111,20 +111,20 @@ def project(
         guarded = again
 
 
-def _missing(landed: Mask, guarded: Mask, search: _Search, blocks: NDArray[np.int64] | None) -> Mask:
+def _missing(landed: Mask, guarded: Mask, search: _Filling, blocks: NDArray[np.int64] | None) -> Mask:
     """Of every block that is empty, the connection with the highest score that does something by itself."""
-    found = np.zeros_like(landed)
+    missing = np.zeros_like(landed)
     if blocks is None:
-        return found
+        return missing
     alone = np.diagonal(search.wiring.settle(np.eye(len(landed), dtype=np.bool_)))
     for block in np.unique(blocks):
         mine = (blocks == block) & alone
         if mine.any() and not (landed & (blocks == block)).any() and not (guarded & mine).any():
-            found[np.flatnonzero(mine)[search.scores[mine].argmax()]] = True
-    return found
+            missing[np.flatnonzero(mine)[search.scores[mine].argmax()]] = True
+    return missing
 
 
-class _Search:
+class _Filling:
     """The steps of `project` over one wiring, budget and order of connections."""
 
     def __init__(self, scores: Scores, wiring: Priced, budget: Budget) -> None:
@@ -186,14 +186,14 @@ class _Search:
         while (now := self.used(kept[None])[0]) < FILLED:
             droppable: list[int] = np.flatnonzero(kept & ~guarded).tolist()
             lacking = [_minus(kept, [edge]) for edge in droppable]
-            found = self.better(now, (self.each(mask, np.flatnonzero(~kept)) for mask in lacking))
-            if found is None:
-                found = self.better(now, (self.refilled(kept, [edge]) for edge in droppable))
-            if found is None and len(droppable) <= FEW:
-                found = self.better(now, (self.refilled(kept, pair) for pair in combinations(droppable, 2)))
-            if found is None:
+            better = self.better(now, (self.each(mask, np.flatnonzero(~kept)) for mask in lacking))
+            if better is None:
+                better = self.better(now, (self.refilled(kept, [edge]) for edge in droppable))
+            if better is None and len(droppable) <= FEW:
+                better = self.better(now, (self.refilled(kept, pair) for pair in combinations(droppable, 2)))
+            if better is None:
                 return kept
-            kept = self.fill(found)
+            kept = self.fill(better)
         return kept
 
     def refilled(self, kept: Mask, dropped: Sequence[int]) -> Mask:

@@ -106,8 +106,8 @@ def _ceilings(budget: Budget, price: Price) -> Ints:
 def _too_small(price: Price, start: Mapping[str, int], budget: Budget) -> str:
     cost = price.cost(start)
     over = [limit for limit in budget.hard if cost.of(limit.unit) > limit.limit]
-    said = " and ".join(f"{exact(cost.of(limit.unit), limit.unit)}, over '{limit.text}'" for limit in over)
-    return f"The narrowest network to start from already takes {said}; raise the limit or start narrower."
+    excess = " and ".join(f"{exact(cost.of(limit.unit), limit.unit)}, over '{limit.text}'" for limit in over)
+    return f"The narrowest network to start from already takes {excess}; raise the limit or start narrower."
 
 
 def _along(low: Ints, top: Ints, align: int, fits: Callable[[Ints], bool]) -> Ints:

@@ -16,7 +16,7 @@ from compress.budget import units
 from compress.errors import UsageError
 
 LEVELS = ("error", "warn")
-Stated = str | Sequence[str | Mapping[str, str]]  # one text, or a list of texts and {limit, level}
+Amounts = str | Sequence[str | Mapping[str, str]]  # one text, or a list of texts and {limit, level}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Budget:
             raise UsageError("The budget permits everything: give at least one limit of level 'error'.")
 
     @classmethod
-    def parse(cls, stated: Stated, base: Cost | None = None, *, finished: bool = False) -> Self:
+    def parse(cls, stated: Amounts, base: Cost | None = None, *, finished: bool = False) -> Self:
         """Read a budget; shares such as "50%" are of `base` and rounded down. `finished` is as in `amounts`.
 
         Raises UsageError for what `amounts` refuses, for a share when no base is known, and for one below 1.
@@ -155,7 +155,7 @@ class Budget:
         return rows
 
 
-def amounts(stated: Stated, *, finished: bool = False) -> tuple[tuple[units.Quantity, str], ...]:
+def amounts(stated: Amounts, *, finished: bool = False) -> tuple[tuple[units.Quantity, str], ...]:
     """Read the limits and their levels without any base model: the grammar and nothing else.
 
     A latency is a warning unless its level says "error": it depends on the machine. Where it is all that is asked of a

@@ -180,14 +180,14 @@ class Price:
 
 def _undominated(names: Sequence[str], moments: Iterable[Moment]) -> list[Moment]:
     """The moments that can be the peak: none has another with every coefficient and the constant at least as large."""
-    found = list(moments)
-    rows = [[moment.left0, *(moment.left.get(name, 0) for name in names)] for moment in found]
-    table = _int64(rows, len(found), 1 + len(names))
+    every = list(moments)
+    rows = [[moment.left0, *(moment.left.get(name, 0) for name in names)] for moment in every]
+    table = _int64(rows, len(every), 1 + len(names))
     kept: list[int] = []
-    for at in sorted(range(len(found)), key=lambda at: -sum(rows[at])):  # what dominates another has the larger sum
+    for at in sorted(range(len(every)), key=lambda at: -sum(rows[at])):  # what dominates another has the larger sum
         if not (table[kept] >= table[at]).all(1).any():
             kept.append(at)
-    return [found[at] for at in sorted(kept)]
+    return [every[at] for at in sorted(kept)]
 
 
 def _int64(numbers: Sequence[int] | Sequence[Sequence[int]], *shape: int) -> Ints:

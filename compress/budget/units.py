@@ -151,7 +151,7 @@ def percent(share: float) -> str:
     return f"{floor(round(share * 10_000, 6)) / 100:.2f} %"
 
 
-def score(value: float | None, metric: str) -> str:
+def show_score(value: float | None, metric: str) -> str:
     """Say an accuracy in percent, another metric's score as it is, and None as nothing."""
     return "" if value is None else percent(value) if metric == "top-1" else f"{value:.4g}"
 

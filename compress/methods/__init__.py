@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from compress.recipe.step import Step
 
 
-class Row(NamedTuple):
+class Entry(NamedTuple):
     """Where a method's parts are, as module:class below this package."""
 
     settings: str  # its keys in a recipe, a `Step`; needs no torch
@@ -17,11 +17,11 @@ class Row(NamedTuple):
 
 
 METHODS = {
-    "adenel": Row("adenel.settings:Adenel", "adenel.method:AdeNeL"),
-    "autogrow": Row("autogrow.settings:Autogrow", "autogrow.method:AutoGrow"),
-    "l1": Row("l1.settings:L1", "l1.method:L1Pruning"),
-    "lwp": Row("lwp.settings:Lwp", "lwp.method:LWP"),
-    "scratch": Row("scratch.settings:Scratch", "scratch.method:FromScratch"),
+    "adenel": Entry("adenel.settings:Adenel", "adenel.method:AdeNeL"),
+    "autogrow": Entry("autogrow.settings:Autogrow", "autogrow.method:AutoGrow"),
+    "l1": Entry("l1.settings:L1", "l1.method:L1Pruning"),
+    "lwp": Entry("lwp.settings:Lwp", "lwp.method:LWP"),
+    "scratch": Entry("scratch.settings:Scratch", "scratch.method:FromScratch"),
 }
 
 

@@ -11,17 +11,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from compress.budget.price import Ints
 from compress.reading import ids as channels
 from compress.reading import operators, rules
 from compress.reading.ghost import flat
 from compress.reading.ids import ABSENT, FIXED, Ref, UnknownError
 from compress.reading.trace import Call, Trace
 
-Ints = npt.NDArray[np.int64]
 Axis = tuple[str, int]  # a tensor's name and one of its dimensions
 
 _MOVES = ("copy", "view", "squeeze", "turn", "expand", "repeat", "split", "move")  # rules of what only moves data

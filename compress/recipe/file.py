@@ -23,7 +23,7 @@ from compress.recipe import shipped
 from compress.recipe.keys import Duration
 from compress.recipe.settings import OWN, Recipe
 
-Keys = tuple[str, ...]
+KeyPath = tuple[str, ...]
 # Keys that hold a path, and keys that hold an import path, which may name a file. What holds for
 # "method" holds for each of "steps".
 PATHS = {("model", "weights"), ("data", "path"), ("method", "like")}
@@ -41,20 +41,20 @@ def read(path: str | Path, overrides: Mapping[str, str] | None = None, budget: s
     Raises UsageError with a line for each mistake: where, key, what is wrong, the value, what to write.
     """
     path = shipped.path_of(path)
-    said, places = _load(str(path))
+    values, places = _load(str(path))
     folder = Path(os.path.abspath(path)).parent
     for key, text in (overrides or {}).items():
-        _override(said, places, key, text, folder)
+        _override(values, places, key, text, folder)
     if budget is not None:
-        said["budget"] = budget
+        values["budget"] = budget
         _place(places, ("budget",), "--budget")
-    for key in [key for key, value in said.items() if value is None]:  # "train:" with nothing below it
-        del said[key]
+    for key in [key for key, value in values.items() if value is None]:  # "train:" with nothing below it
+        del values[key]
     try:
-        return Recipe.model_validate(said).placed(folder)
+        return Recipe.model_validate(values).placed(folder)
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False)
-    raise UsageError("\n".join(dict.fromkeys(_sentence(error, said, places) for error in errors)))
+    raise UsageError("\n".join(dict.fromkeys(_sentence(error, values, places) for error in errors)))
 
 
 def dump(recipe: Recipe) -> str:
@@ -158,7 +158,7 @@ for _tag, (_, _looks) in _SCALARS.items():
         _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_looks})\Z"), None)
 
 
-def _load(file: str) -> tuple[dict[str, Any], dict[Keys, str]]:
+def _load(file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Read the file's keys, and for each of them the place ("file:line") where it stands."""
     try:
         with open(file, "rb") as stream:
@@ -177,20 +177,20 @@ def _load(file: str) -> tuple[dict[str, Any], dict[Keys, str]]:
         text = "\0"
     if "\0" in text or len(raw) > _LARGEST:
         raise UsageError(f"{file}: not a recipe; a recipe is YAML, a text file in UTF-8 of at most 1 MiB.")
-    places: dict[Keys, str] = {(): f"{file}:1"}
-    said = _parse(text, file, places)
-    if said is None:
+    places: dict[KeyPath, str] = {(): f"{file}:1"}
+    values = _parse(text, file, places)
+    if values is None:
         raise UsageError(f"{file}:1: the recipe is empty; it needs at least model and method.")
-    if not isinstance(said, dict):
-        raise UsageError(f"{file}:1: expected keys and values such as 'seed: 0', got {_short(said)}.")
-    return said, places
+    if not isinstance(values, dict):
+        raise UsageError(f"{file}:1: expected keys and values such as 'seed: 0', got {_short(values)}.")
+    return values, places
 
 
 def _recipes_beside(file: Path) -> list[str]:
     return [path.name for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
 
 
-def _parse(text: str, source: str, places: dict[Keys, str] | None) -> Any:
+def _parse(text: str, source: str, places: dict[KeyPath, str] | None) -> Any:
     try:
         node = yaml.compose(text, Loader=_Loader)
         return None if node is None else _plain(node, (), source, {} if places is None else places)
@@ -211,25 +211,25 @@ def _not_yaml(error: yaml.MarkedYAMLError) -> str:
     return f"not YAML: {', '.join(part for part in (error.context, error.problem) if part)}"
 
 
-def _plain(node: yaml.Node, keys: Keys, source: str, places: dict[Keys, str]) -> Any:
+def _plain(node: yaml.Node, keys: KeyPath, source: str, places: dict[KeyPath, str]) -> Any:
     """Turn a node into plain values and note where each stands; `keys` lead to it."""
     if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
         for index, item in enumerate(node.value):
             places[*keys, str(index)] = f"{source}:{item.start_mark.line + 1}"
         return [_plain(item, (*keys, str(index)), source, places) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-        said: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, value in node.value:
             if not isinstance(name, yaml.ScalarNode):
                 raise _Refused("a key is a word, not a list or a mapping", name.start_mark)
             below = (*keys, name.value)
-            if name.value in said:
+            if name.value in values:
                 first = places[below].rpartition(":")[2]
                 problem = f"the key '{'.'.join(below)}' stands twice, first in line {first}; keep one"
                 raise _Refused(problem, name.start_mark)
             places[below] = f"{source}:{name.start_mark.line + 1}"
-            said[name.value] = _plain(value, below, source, places)
-        return said
+            values[name.value] = _plain(value, below, source, places)
+        return values
     if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
         try:
             return _SCALARS[node.tag][0](node.value)
@@ -238,12 +238,12 @@ def _plain(node: yaml.Node, keys: Keys, source: str, places: dict[Keys, str]) ->
     raise _Refused(f"the tag {node.tag} is not read; write plain values", node.start_mark)
 
 
-def _override(said: dict[str, Any], places: dict[Keys, str], key: str, text: str, folder: Path) -> None:
+def _override(values: dict[str, Any], places: dict[KeyPath, str], key: str, text: str, folder: Path) -> None:
     keys = tuple(key.strip().split("."))
     if not all(keys):
         raise UsageError(f"--set: {_short(key)} is not a key; write --set train.lr=0.05.")
     if keys in _SHORT:
-        _override(said, places, "data.source", _SHORT[keys], folder)
+        _override(values, places, "data.source", _SHORT[keys], folder)
         keys = ("data", "path")
     value: Any = text
     key_of = ("method", *keys[2:]) if keys[0] == "steps" else keys
@@ -251,7 +251,7 @@ def _override(said: dict[str, Any], places: dict[Keys, str], key: str, text: str
         value = _with_path(text, key_of, lambda path: _from_here(path, folder)) if text not in _NOTHING else None
     else:
         value = _parse(text, f"--set {key}", None)
-    here: Any = said
+    here: Any = values
     for depth, name in enumerate(keys[:-1], start=1):
         at = _entry(here, name, key)
         if isinstance(here, dict) and here.get(at) is None:
@@ -275,13 +275,13 @@ def _entry(table: Any, name: str, key: str) -> str | int:
     return int(name)
 
 
-def _place(places: dict[Keys, str], keys: Keys, place: str) -> None:
+def _place(places: dict[KeyPath, str], keys: KeyPath, place: str) -> None:
     for below in [known for known in places if known[: len(keys)] == keys]:
         del places[below]  # what stood there before is replaced
     places[keys] = place
 
 
-def _with_path(text: str, keys: Keys, change: Callable[[str], str]) -> str:
+def _with_path(text: str, keys: KeyPath, change: Callable[[str], str]) -> str:
     """Change the path in a value, if there is one: all of it, or of an import path the file, as in "./net.py:make"."""
     if keys in PATHS:
         return change(text)
@@ -302,7 +302,7 @@ def _portable(text: str, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
-def _sentence(error: ErrorDetails, said: Any, places: dict[Keys, str]) -> str:
+def _sentence(error: ErrorDetails, values: Any, places: dict[KeyPath, str]) -> str:
     loc = [str(part) for part in error["loc"]]
     named = {"method": 1, "steps": 2}.get(loc[0] if loc else "", 0)
     if named and len(loc) > named:  # pydantic names the method between the two keys
@@ -338,7 +338,7 @@ _EXPECTED = {
 }
 
 
-def _problem(error: ErrorDetails, keys: Keys) -> str:
+def _problem(error: ErrorDetails, keys: KeyPath) -> str:
     """Say what is wrong and what to write; `keys` lead to where."""
     kind, context, got = error["type"], error.get("ctx", {}), error["input"]
     if kind == "extra_forbidden":
@@ -389,6 +389,6 @@ def _nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
-def _short(said: object) -> str:
-    words = "nothing" if said is None else str(said).lower() if isinstance(said, bool) else repr(said)
+def _short(value: object) -> str:
+    words = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return words if len(words) <= 60 else words[:57] + "..."

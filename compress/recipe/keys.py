@@ -67,7 +67,7 @@ Whole = Annotated[int, Field(ge=0), BeforeValidator(number)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(number)]
 NotNegative = Annotated[float, Field(ge=0), BeforeValidator(number)]
-Part = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number)]
+Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number)]
 Schedule = Literal["cosine", "steps", "staircase", "onecycle", "constant"]
 
 

@@ -23,7 +23,18 @@ from pydantic import (
 from compress.budget import limits as budgets
 from compress.errors import UsageError
 from compress.methods import METHODS, settings_of
-from compress.recipe.keys import Count, Duration, Keys, NotNegative, Part, Positive, Span, Whole, import_path, number
+from compress.recipe.keys import (
+    Count,
+    Duration,
+    Fraction,
+    Keys,
+    NotNegative,
+    Positive,
+    Span,
+    Whole,
+    import_path,
+    number,
+)
 from compress.recipe.step import Own, Step
 
 OWN = "own"  # the tag of methods that are named by import path
@@ -150,13 +161,13 @@ class Train(Keys):
     """Images a step; 128 is what the published results used."""
     lr: Positive = 0.1
     """Peak learning rate; 0.1 is usual with batch norm (0.05 without it)."""
-    momentum: Part = 0.9
+    momentum: Fraction = 0.9
     """SGD momentum, below 1; 0.9 is what the published results used."""
     nesterov: bool = False
     """Nesterov's momentum; off, as in the published results."""
     weight_decay: NotNegative = 5e-4
     """L2 decay of weights, per step; as the published baselines."""
-    label_smoothing: Part = 0.0
+    label_smoothing: Fraction = 0.0
     """Share of the target spread over all classes; 0 is plain."""
     loss: Annotated[str, AfterValidator(import_path)] | None = None
     """loss(output, y) -> one number, as 'package.module:callable' or './file.py:callable'; null is cross-entropy."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from compress.recipe.keys import Keys, NotNegative, Part, Positive, Schedule, import_path
+from compress.recipe.keys import Fraction, Keys, NotNegative, Positive, Schedule, import_path
 
 
 class Step(Keys):
@@ -59,7 +59,7 @@ class Course(Keys):
     """Course of the learning rate; cosine needs no milestones."""
     lr: Positive | None = None
     """Peak learning rate; null is train.lr."""
-    warmup: Part = 0.0
+    warmup: Fraction = 0.0
     """Share of the stage during which the rate rises; 0 is enough with batch norm."""
 
 

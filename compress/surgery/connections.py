@@ -47,7 +47,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class ReaderColumns:
     """A convolution or linear layer that reads connections: what keeps each of its columns alive."""
 
     module: str
@@ -71,7 +71,7 @@ class Wiring:
     rest: Ints  # [3] of what always stays: params, MACs, thop
     layer_costs: Ints  # [L, 3]
     edge_costs: Ints  # [E, 3]
-    columns: tuple[Columns, ...]
+    columns: tuple[ReaderColumns, ...]
     undecided: Mapping[str, str]  # would-be layers that are left as they are, and why
 
     @classmethod
@@ -311,7 +311,7 @@ class _Reading:
                 each = each - share * keys.size
             costs[own] += each
             if wires.is_reader(node) and (keys < always).any():
-                columns.append(Columns(str(node.target), keys))
+                columns.append(ReaderColumns(str(node.target), keys))
             if wires.is_reader(node) and layer is None:
                 heard[[at[root] for root in wires.layouts[node.all_input_nodes[0]] if root in at]] = True
 

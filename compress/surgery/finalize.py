@@ -122,12 +122,12 @@ def _cut(masked: nn.Module, shape: Shape, *, silent: bool) -> tuple[nn.Module, d
 def _read(model: nn.Module, graph: Graph) -> set[int]:
     """The units that something multiplies by more than zero."""
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    found: set[int] = set()
+    units: set[int] = set()
     for (name, dim), slot in graph.slots.items():
         if slot.role == "in":
             heard = tensors[name].detach().transpose(0, dim).flatten(1).ne(0).any(1).numpy()
-            found.update(slot.units[heard].tolist())
-    return found
+            units.update(slot.units[heard].tolist())
+    return units
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def _speaking(model: nn.Module, graph: Graph) -> set[int]:
     units, where the model does not run in float64.
     """
     probe = copy.deepcopy(model).double().eval()
-    found: set[int] = set()
+    units: set[int] = set()
     heard: set[str] = set()
     names = {id(parameter): name for name, parameter in probe.named_parameters()}
 
@@ -147,7 +147,7 @@ def _speaking(model: nn.Module, graph: Graph) -> set[int]:
         slot = graph.slots.get((name, 0 if getattr(module, "transposed", False) else 1))
         if slot is not None and slot.role == "in":
             loud = inputs[0].transpose(0, axis).flatten(1).ne(0).any(1).numpy()
-            found.update(np.resize(slot.units, len(loud))[loud].tolist())  # the same units in each group
+            units.update(np.resize(slot.units, len(loud))[loud].tolist())  # the same units in each group
             heard.add(name)
 
     for module in probe.modules():
@@ -165,8 +165,8 @@ def _speaking(model: nn.Module, graph: Graph) -> set[int]:
             return {unit for slot in graph.slots.values() for unit in slot.units.tolist()}
     for (name, _), slot in graph.slots.items():
         if slot.role == "in" and name not in heard:  # read by no module's own call
-            found.update(slot.units.tolist())
-    return found
+            units.update(slot.units.tolist())
+    return units
 
 
 def _redraw(model: nn.Module, generator: torch.Generator, *, signs: bool) -> None:

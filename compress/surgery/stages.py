@@ -54,15 +54,15 @@ class Stage:
 
 def layout(model: nn.Module, depths: Mapping[Stage, int]) -> dict[str, tuple[str, ...]]:
     """The children that containers have once these stages are so deep."""
-    found: dict[str, tuple[str, ...]] = {}
+    children: dict[str, tuple[str, ...]] = {}
     for stage, depth in depths.items():
-        names = found.get(stage.container) or tuple(
+        names = children.get(stage.container) or tuple(
             name for name, _ in model.get_submodule(stage.container).named_children()
         )
         mine = stage.names(stage.depth(model))
         start = names.index(mine[0])
-        found[stage.container] = (*names[:start], *stage.names(depth), *names[start + len(mine) :])
-    return found
+        children[stage.container] = (*names[:start], *stage.names(depth), *names[start + len(mine) :])
+    return children
 
 
 def find(model: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> tuple[Stage, ...]:
@@ -74,13 +74,13 @@ def find(model: nn.Module, shape: Shape, names: Sequence[str] | None = None) -> 
     where there is none at all.
     """
     kept, order = _shapes(model, shape)
-    found: list[Stage] = []
+    runs: list[Stage] = []
     for path, container in model.named_modules():
         if isinstance(container, nn.Sequential):
-            found += [s for s in _runs(path, container, kept) if len(s.blocks) > 1 or (s.own and _offered(model, path))]
-    found = _innermost_of_wrappers(model, found)
-    found.sort(key=lambda stage: order[f"{stage.container}.{stage.blocks[0]}".removeprefix(".")])
-    stages = {stage.name: stage for stage in found}
+            runs += [s for s in _runs(path, container, kept) if len(s.blocks) > 1 or (s.own and _offered(model, path))]
+    runs = _innermost_of_wrappers(model, runs)
+    runs.sort(key=lambda stage: order[f"{stage.container}.{stage.blocks[0]}".removeprefix(".")])
+    stages = {stage.name: stage for stage in runs}
     if not stages:
         raise UsageError(
             "the model has no stage that could grow: no nn.Sequential in it has two blocks of one class in a row, of "
@@ -208,7 +208,7 @@ def _runs(path: str, container: nn.Sequential, kept: Mapping[str, bool]) -> list
     ]
 
 
-def _innermost_of_wrappers(model: nn.Module, found: list[Stage]) -> list[Stage]:
+def _innermost_of_wrappers(model: nn.Module, stages: list[Stage]) -> list[Stage]:
     """Stages that repeat what people call a block: neither what only wraps a stage, nor what is inside such a block."""
 
     def block(stage: Stage) -> nn.Module:
@@ -217,8 +217,8 @@ def _innermost_of_wrappers(model: nn.Module, found: list[Stage]) -> list[Stage]:
     def within(path: str, stage: Stage) -> bool:
         return any(f"{path}.".startswith(f"{stage.container}.{name}.".removeprefix(".")) for name in stage.blocks)
 
-    wraps = [s for s in found if type(block(s)) is nn.Sequential and any(within(o.container, s) for o in found)]
-    rest = [stage for stage in found if stage not in wraps]
+    wraps = [s for s in stages if type(block(s)) is nn.Sequential and any(within(o.container, s) for o in stages)]
+    rest = [stage for stage in stages if stage not in wraps]
     kinds = {type(block(stage)) for stage in rest} - {nn.Sequential}
     modules = dict(model.named_modules())
 

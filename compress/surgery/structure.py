@@ -81,10 +81,10 @@ class Structure:
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{path.name} is not a readable safetensors file: {error}") from None
         try:
-            said = json.loads(metadata["compress"])["structure"]
-            depths = {str(path): tuple(map(str, names)) for path, names in said["depths"].items()}
-            cuts = {str(layer): tuple(map(str, sources)) for layer, sources in said["cuts"]}
-            return cls(said["factory"], said["args"], shapes, depths, cuts)
+            structure = json.loads(metadata["compress"])["structure"]
+            depths = {str(path): tuple(map(str, names)) for path, names in structure["depths"].items()}
+            cuts = {str(layer): tuple(map(str, sources)) for layer, sources in structure["cuts"]}
+            return cls(structure["factory"], structure["args"], shapes, depths, cuts)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ArtifactError(
                 f"{path.name} does not say how its network is built (no structure in its metadata), "
@@ -105,8 +105,8 @@ def construct(
     try:
         model = make(**args)
     except Exception as error:
-        said = ", ".join(f"{key}={value!r}" for key, value in args.items())
-        raise UsageError(f"model.factory: {name}({said}) failed: {type(error).__name__}: {error}") from None
+        given = ", ".join(f"{key}={value!r}" for key, value in args.items())
+        raise UsageError(f"model.factory: {name}({given}) failed: {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
         raise UsageError(f"model.factory: {name} must return a torch.nn.Module, it returned {type(model).__name__}")
     return model.float()
@@ -132,8 +132,8 @@ def locate(factory: str, folder: Path | None = None, key: str = "model.factory")
     made = getattr(module, attribute, None)
     if not callable(made):
         raise UsageError(f"{key}: {module_name} has no callable named {attribute}")
-    found: Callable[..., Any] = made
-    return found
+    call: Callable[..., Any] = made
+    return call
 
 
 def _from_file(path: Path) -> Any:

@@ -188,8 +188,8 @@ def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:
     amounts = {name: 2 * number + 3 for number, name in enumerate(graph.free)}
     if _broken(model, graph, amounts, hold) is None:
         return graph
-    found = {name: _broken(model, graph, {name: by}, hold) for name, by in amounts.items()}
-    hold |= {name: f"the model breaks when it is wider: {why}" for name, why in found.items() if why is not None}
+    reasons = {name: _broken(model, graph, {name: by}, hold) for name, by in amounts.items()}
+    hold |= {name: f"the model breaks when it is wider: {why}" for name, why in reasons.items() if why is not None}
     graph = read(model, shape, hold)
     if (why := _broken(model, graph, {name: amounts[name] for name in graph.free}, hold)) is not None:
         graph = read(model, shape, hold | dict.fromkeys(graph.free, f"it does not change without others: {why}"))

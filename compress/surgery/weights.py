@@ -27,23 +27,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path}: there is no such file; give a .safetensors file or a saved state_dict.")
     if path.suffix == ".safetensors":
         try:
-            found: Any = load_file(path)
+            content: Any = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise ArtifactError(f"{path}: not a whole safetensors file: {error}") from None
     else:
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds on a broken or unsafe file
             raise ArtifactError(
                 f"{path}: torch.load(weights_only=True) cannot read it ({type(error).__name__}); "
                 "save model.state_dict()."
             ) from None
-    inside = [value for value in found.values() if _is_state(value)] if isinstance(found, Mapping) else []
-    if not _is_state(found) and len(inside) == 1:
-        found = inside[0]
-    if not _is_state(found):
-        raise UsageError(f"{path}: holds no weights by name, but {type(found).__name__}; save model.state_dict().")
-    tensors: dict[str, Tensor] = dict(found)
+    inside = [value for value in content.values() if _is_state(value)] if isinstance(content, Mapping) else []
+    if not _is_state(content) and len(inside) == 1:
+        content = inside[0]
+    if not _is_state(content):
+        raise UsageError(f"{path}: holds no weights by name, but {type(content).__name__}; save model.state_dict().")
+    tensors: dict[str, Tensor] = dict(content)
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -76,10 +76,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, exact: bool = False
     extra = [name for name in tensors if name not in own]
     if missing or extra:
         parts = [("lack", missing), ("have more than it knows:", extra)]
-        told = " and ".join(
+        faults = " and ".join(
             f"{word} {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for word, names in parts if names
         )
-        raise UsageError(f"The weights are not of the factory's model: they {told}.")
+        raise UsageError(f"The weights are not of the factory's model: they {faults}.")
     for name, tensor in tensors.items():
         mine = own[name]
         odd = mine.shape != tensor.shape if exact else mine.dim() != tensor.dim()

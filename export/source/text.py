@@ -20,7 +20,7 @@ from compress.export.source.layers import Tree
 from compress.export.source.script import Script
 from compress.export.source.spelling import is_name, literal
 
-FILE = "model.py"
+SOURCE = "model.py"
 _WIDTH = 120
 _GROUP = '''\
 class Group(nn.Module):
@@ -71,7 +71,7 @@ def spell_out(
     )
     classes = (_GROUP if "Group(" in network_class else "") + network_class
     text = _head(network, script, preprocessing, classes) + classes + _tail(preprocessing)
-    compile(text, FILE, "exec")
+    compile(text, SOURCE, "exec")
     return text
 
 

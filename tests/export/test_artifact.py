@@ -174,14 +174,14 @@ def test_the_cost_is_confirmed_on_the_files(net, written):
     folder, made = written
     assert made.cost.bytes == (folder / "model.onnx").stat().st_size <= net.cost.bytes
     assert (made.cost.macs, made.cost.params, made.cost.thop) == (net.cost.macs, net.cost.params, net.cost.thop)
-    counted = onnx_file.count(folder / "model.onnx")
+    counted = onnx_file.count_file(folder / "model.onnx")
     # both batch norms are folded: their weights and biases go, and a bias appears at each convolution
     assert (counted.macs, counted.params) == (net.cost.macs, net.cost.params - (5 + 7))
     assert [row.plain() for row in made.rows] == Budget.parse("9MMACs").rows(made.cost)
 
 
 def test_of_two_counts_of_the_peak_of_activations_the_larger_is_written(net, written, tmp_path):
-    counted = onnx_file.count(written[0] / "model.onnx").memory
+    counted = onnx_file.count_file(written[0] / "model.onnx").memory
     assert written[1].cost.memory == net.cost.memory == counted
     for ours, told in ((counted - 4, counted), (counted + 4, counted + 4)):
         other = replace(net, cost=replace(net.cost, memory=ours))
@@ -237,7 +237,7 @@ def test_baked_preprocessing_takes_raw_pixels_and_costs_nothing(mine):
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     (out,) = session.run(["logits"], {"images": IMAGES[:3].float().numpy()})
     np.testing.assert_allclose(out, logits(net.model, IMAGES[:3]), rtol=1e-4, atol=1e-4)
-    assert onnx_file.count(folder / "model.onnx").macs == net.cost.macs
+    assert onnx_file.count_file(folder / "model.onnx").macs == net.cost.macs
     assert verify(folder / "model.onnx", f"{net.cost.params}params").code == 0
     assert made.parity["model.onnx"].top1_equal
 

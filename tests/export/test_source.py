@@ -20,7 +20,7 @@ from compress.export import artifact, parity
 from compress.export.parity import MODELS
 from compress.export.parts import Preprocessing
 from compress.export.source.spelling import Unspelled
-from compress.export.source.text import FILE, spell_out, wrap
+from compress.export.source.text import SOURCE, spell_out, wrap
 from compress.export.translate import to_program
 from compress.export.weights import tensors_of
 from compress.reading.measure import measure
@@ -85,7 +85,7 @@ def source_of(name: str) -> str:
 def rebuilt(source: str, model: nn.Module) -> nn.Module:
     """The network that model.py makes, with the weights that model.safetensors holds."""
     module = types.ModuleType("model")
-    module.__file__ = FILE
+    module.__file__ = SOURCE
     exec(source, module.__dict__)
     made = module.Model()
     made.load_state_dict(tensors_of(model), strict=True)
@@ -369,11 +369,11 @@ def test_every_file_reloads_in_an_environment_that_lacks_what_it_does_not_need(p
 def test_the_file_checks_itself_and_leaves_nothing_beside(place):
     folder = place[0] / "out"
     before = sorted(folder.iterdir())
-    done = subprocess.run([sys.executable, "-P", folder / FILE], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", folder / SOURCE], capture_output=True, text=True, check=True)
     assert done.stdout == "[1, 5]\n"
     assert sorted(folder.iterdir()) == before
     weights = safetensors.torch.load_file(folder / "model.safetensors")
-    assert all(name in (folder / FILE).read_text() for name in ("stem", "norm", "head"))
+    assert all(name in (folder / SOURCE).read_text() for name in ("stem", "norm", "head"))
     assert {name.partition(".")[0] for name in weights} == {"stem", "norm", "head"}
 
 
@@ -385,7 +385,7 @@ def test_without_the_file_the_others_are_written_and_the_report_says_why(tmp_pat
         patch.setattr(parity, "outputs_of", same_logits(model))
         written = write(model, tmp_path, structure)
     assert sorted(written.parity) == sorted(MODELS)
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / SOURCE).exists()
     assert len(written.notes) == 1
     assert written.notes[0].startswith(
         "model.py is left out: the network cannot be written in plain torch, for it holds a"
@@ -403,10 +403,10 @@ def test_a_file_that_computes_something_else_is_taken_away(tmp_path):
     model = lively(user_block())
     structure = Structure.read(model, f"{__name__}:never", {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "outputs_of", same_logits(model, wrong=FILE))
+        patch.setattr(parity, "outputs_of", same_logits(model, wrong=SOURCE))
         written = write(model, tmp_path, structure)
-    assert FILE not in written.parity
-    assert not (tmp_path / FILE).exists()
+    assert SOURCE not in written.parity
+    assert not (tmp_path / SOURCE).exists()
     assert written.notes[0].startswith("model.py is left out: does not compute what the network computes")
     assert str(tmp_path) not in written.notes[0]
 

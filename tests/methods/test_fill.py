@@ -7,7 +7,7 @@ from torch import nn
 
 from compress import models
 from compress.budget.limits import Budget
-from compress.methods.autogrow.fill import deeper, fill, whole_blocks
+from compress.methods.autogrow.fill import deeper, fill_with_depth, whole_blocks
 from compress.reading.measure import measure
 from compress.surgery.stages import Stage, find
 from compress.surgery.surgeon import Surgeon, survey
@@ -63,7 +63,7 @@ def test_a_budget_between_two_depths_is_filled_and_never_crossed(name: str, shar
     surgeon, stages = surgeon_of(NETS[name](), SHAPE)
     base = surgeon.graph.price.cost(surgeon.graph.widths)
     budget = Budget.parse(f"{int(base.of(unit) * share)}{unit}")
-    depths, widths = fill(surgeon, stages, budget, 1, 200, {})
+    depths, widths = fill_with_depth(surgeon, stages, budget, 1, 200, {})
     filled = deeper(surgeon, depths, tried=True)
     filled.resize(widths)
     assert budget.holds(filled.graph.price.cost(filled.graph.widths))
@@ -91,10 +91,10 @@ def test_a_stage_that_is_as_deep_as_allowed_does_not_keep_the_others_from_deepen
 def test_nothing_is_added_where_nothing_fits() -> None:
     surgeon, stages = surgeon_of(NETS["basic"](), SHAPE)
     cost = surgeon.graph.price.cost(surgeon.graph.widths)
-    assert fill(surgeon, stages, Budget.parse(f"{cost.macs}MACs"), 1, 200, {}) == ({}, {})
+    assert fill_with_depth(surgeon, stages, Budget.parse(f"{cost.macs}MACs"), 1, 200, {}) == ({}, {})
 
 
 def test_a_budget_that_no_block_uses_is_not_filled_with_blocks() -> None:
     surgeon, stages = surgeon_of(NETS["plain"](), SHAPE)
     budget = Budget.parse("1MB@activations")
-    assert fill(surgeon, stages, budget, 1, 200, {}) == ({}, {})
+    assert fill_with_depth(surgeon, stages, budget, 1, 200, {}) == ({}, {})

@@ -85,7 +85,7 @@ class AdeNeL(Method[State]):
 
     def unjudged(self, graph: Graph) -> list[str]:
         """The free spaces that no round grows; landing may widen them a little, to fill the budget."""
-        return [name for name in graph.free if not judged(graph, name, self.settings.include_1x1)]
+        return [name for name in graph.free if not judged_weights(graph, name, self.settings.include_1x1)]
 
     def _narrow(self, graph: Graph, width: int) -> dict[str, int]:
         names = set(graph.free).difference(self.unjudged(graph))
@@ -188,7 +188,7 @@ class AdeNeL(Method[State]):
     def _judged(self, lab: Lab) -> dict[str, dict[str, nn.Parameter]]:
         """Of every space that can grow, the convolutions that are judged for it, by name."""
         graph = lab.graph
-        names = {name: judged(graph, name, self.settings.include_1x1) for name in graph.free}
+        names = {name: judged_weights(graph, name, self.settings.include_1x1) for name in graph.free}
         return {name: {m: lab.model.get_parameter(m) for m in members} for name, members in names.items() if members}
 
     def _supported(self, lab: Lab) -> dict[str, list[set[int]]]:
@@ -276,7 +276,7 @@ class AdeNeL(Method[State]):
         return replace(state, phase="done") if state.at >= total else state
 
 
-def judged(graph: Graph, name: str, include_1x1: bool) -> list[str]:
+def judged_weights(graph: Graph, name: str, include_1x1: bool) -> list[str]:
     """The convolution weights whose filters are the space's channels, one row each: those that can be judged.
 
     Convolutions of one pixel follow the others unless `include_1x1`; linear layers never grow (in the published code

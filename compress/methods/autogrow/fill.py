@@ -31,7 +31,7 @@ def deeper(
     return sketch
 
 
-def fill(
+def fill_with_depth(
     surgeon: Surgeon,
     stages: Sequence[Stage],
     budget: Budget,

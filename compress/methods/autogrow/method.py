@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from compress.budget.limits import Budget
 from compress.errors import UsageError
-from compress.methods.autogrow.fill import deeper, fill
+from compress.methods.autogrow.fill import deeper, fill_with_depth
 from compress.methods.autogrow.settings import Autogrow
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.inputs import Shape
@@ -238,7 +238,7 @@ class AutoGrow(Method[State]):
             lab.note("cut", depths=depths(lab, stages), widths=lab.widths)
         if s.on_saturation == "fill":
             copied = templates(lab.model, lab.original, stages)
-            goal, widths = fill(lab.sketch(), stages, lab.budget, self.around.align, s.max_depth, copied)
+            goal, widths = fill_with_depth(lab.sketch(), stages, lab.budget, self.around.align, s.max_depth, copied)
             if goal:
                 self.append(lab, goal, widths, state.trained)
                 lab.note("filled", depths=depths(lab, stages), widths=lab.widths)

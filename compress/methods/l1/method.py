@@ -1,8 +1,8 @@
 """L1-norm pruning: narrow a trained network to its budget, keeping the filters with the largest weights, and tune it.
 
 All free spaces go down by one common factor until the budget holds (`budget/landing.py` fills it), and in each space
-the channels whose filters have the largest l1 norm stay. Li et al. 2017, "Pruning Filters for Efficient ConvNets", section
-3.1; theirs is also the plain way that other methods are compared with.
+the channels whose filters have the largest l1 norm stay. Li et al. 2017, "Pruning Filters for Efficient ConvNets",
+section 3.1; theirs is also the plain way that other methods are compared with.
 
 Differs from the paper, which prunes a residual stage by its projection shortcut alone and picks shares by hand: a space
 is judged by all of the layers that make it, each norm divided by its layer's mean, so that none drowns the others; and

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from compress.recipe.keys import Count, Part, Positive, Schedule
+from compress.recipe.keys import Count, Fraction, Positive, Schedule
 from compress.recipe.step import Step
 
 
@@ -17,7 +17,7 @@ class Scratch(Step):
     """Epochs. Required: a comparison is only as good as its equal cost."""
     schedule: Schedule = "cosine"
     """Course of the learning rate; cosine needs no milestones."""
-    warmup: Part = 0.0
+    warmup: Fraction = 0.0
     """Share of training during which the rate rises; 0 is enough with batch norm."""
     lr: Positive | None = None
     """Peak learning rate; null is train.lr."""
