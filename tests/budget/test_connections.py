@@ -106,7 +106,7 @@ nets = st.builds(
 shares = st.floats(0.05, 1.2)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(nets, shares, st.sampled_from(["MACs", "params", "FLOPs", "FLOPs@2"]), st.integers(0, 2**32 - 1))
 def test_a_projection_is_within_the_budget_and_no_unused_connection_fits(
     dense: Dense, share: float, unit: str, seed: int

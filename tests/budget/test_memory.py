@@ -231,7 +231,7 @@ PUBLISHED: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "lenet5": (models.lenet5, (1, 28, 28)),
     "vgg16": (models.vgg16, (3, 32, 32)),
     "resnet20": (models.resnet20, (3, 32, 32)),
-    "densenet40": (models.densenet40, (3, 32, 32)),
+    "densenet": (lambda: models.densenet([4, 4, 4], growth=12, init=24), (3, 32, 32)),
 }
 
 
