@@ -23,7 +23,7 @@ BLOCKS: dict[str, tuple[Callable[..., nn.Module], int, tuple[int, ...], int]] = 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "basic": lambda: models.basic3resnet(in_channels=1),
     "plain": lambda: models.plain3net(in_channels=1),
-    "bottleneck": lambda: models.bottleneck4resnet(width=16, in_channels=1, stem="cifar"),
+    "bottleneck": lambda: models.bottleneck4resnet(width=8, in_channels=1, stem="cifar"),
 }
 SHAPE = (1, 8, 8)
 
