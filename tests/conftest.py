@@ -21,6 +21,8 @@ settings.load_profile("compress")
 
 # Files that take longest, so that all processes end together: each is given a whole file when it has done one.
 FIRST = [
+    "test_lwp",
+    "test_autogrow",
     "test_checkpoint",
     "test_source",
     "test_run",
