@@ -7,6 +7,17 @@ from compress.export.parts import Costs, Environment, Preprocessing
 from compress.export.report import Accuracy, Report, judged, rows_of, train_cost
 
 COUNTED = {"method": "adenel", "macs": 42_000_000, "params": 580_000, "used": 0.9}
+STEPS = [
+    {
+        "method": name,
+        "share": share,
+        "steps": 1_170 * count,
+        "macs_images": 10**13 * count,
+        "cost": {"params": 580_000 * count, "macs": 42_000_000, "thop": 42_900_000},
+        "val": val,
+    }
+    for name, share, count, val in (("autogrow", 1.5, 2, 0.9512), ("lwp", None, 1, None))
+]
 CHECK = {"bytes": 2_400_000, "sha256": "0" * 64, "images": 256, "max_abs": 1e-6, "max_rel": 1e-7, "top1_equal": True}
 
 

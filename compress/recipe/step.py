@@ -1,9 +1,9 @@
 """What the keys of all methods are made of: a step of a recipe, a course of training, published presets."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from compress.recipe.keys import Fraction, Keys, NotNegative, Positive, Schedule, import_path
 
@@ -68,3 +68,28 @@ class Tune(Course):
 
     epochs: NotNegative = 20.0
     """Epochs; 20 let a cosine settle on small images, results worth publishing take more."""
+
+
+class Growing(Step):
+    """What every method has that makes a network larger, and trains it at its end."""
+
+    share_before = 0.5
+
+    if TYPE_CHECKING:  # declared by each method, in its own order and words
+        begin: Literal["seed", "present"] | None
+        tune: Tune
+
+    def grows_present(self, *, after: bool) -> bool:
+        """Whether it goes on from the net as it is; unless the recipe says so, `after` another step alone."""
+        return after if self.begin is None else self.begin == "present"
+
+    @property
+    def last_epochs(self) -> float:
+        """Of the final shape."""
+        return self.tune.epochs
+
+    @model_validator(mode="after")
+    def _trains_what_it_grows(self) -> Self:
+        if self.tune.epochs == 0:
+            raise ValueError("the last growth would never be trained with tune.epochs: 0; write at least 1")
+        return self

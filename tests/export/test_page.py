@@ -4,25 +4,12 @@ import platform
 import re
 from pathlib import Path
 
-from reports import build
+from reports import COUNTED, STEPS, build
 
 from compress.budget.units import percent
 from compress.export.page import markdown, write_report
 from compress.export.parts import Environment
 from compress.export.picture import PICTURE
-
-COUNTED = {"method": "adenel", "macs": 42_000_000, "params": 580_000, "used": 0.9}
-STEPS = [
-    {
-        "method": name,
-        "share": share,
-        "steps": 1_170 * count,
-        "macs_images": 10**13 * count,
-        "cost": {"params": 580_000 * count, "macs": 42_000_000, "thop": 42_900_000},
-        "val": val,
-    }
-    for name, share, count, val in (("autogrow", 1.5, 2, 0.9512), ("lwp", None, 1, None))
-]
 
 
 def test_the_verdict_comes_first_and_every_figure_names_its_unit_and_counter() -> None:

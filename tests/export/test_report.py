@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import build
+from reports import COUNTED, STEPS, build
 
 from compress.budget.limits import Cost, Latency
 from compress.budget.units import UNITS, threads
@@ -24,20 +24,6 @@ COST = Cost(params=580_000, macs=42_000_000, thop=42_900_000, bytes=2_400_000)  
 SCHEMA = report_schema()
 VALID = jsonschema.Draft202012Validator(SCHEMA)
 NAMES = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "classes": ["cat", "dog"]}
-COUNTED = {"method": "adenel", "macs": 42_000_000, "params": 580_000, "used": 0.9}
-
-
-STEPS = [
-    {
-        "method": name,
-        "share": share,
-        "steps": 1_170 * count,
-        "macs_images": 10**13 * count,
-        "cost": {"params": 580_000 * count, "macs": 42_000_000, "thop": 42_900_000},
-        "val": val,
-    }
-    for name, share, count, val in (("autogrow", 1.5, 2, 0.9512), ("lwp", None, 1, None))
-]
 GROWN = COUNTED | {"method": "autogrow"}
 SEARCH = [
     {"event": "grown", "step": 0, **GROWN, "depths": {"stage1": 2}},

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as fn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import Net, conv, headed
 from torch import Tensor, nn
 
 from compress.errors import UsageError
@@ -21,28 +22,6 @@ from compress.surgery.surgeon import Surgeon, fit, survey
 
 SHAPE = (3, 8, 8)
 C = 6
-
-
-class Net(nn.Module):
-    """Modules and parameters by name, and a forward pass as a function of them and the inputs."""
-
-    def __init__(self, run: Callable[..., object], **parts: object) -> None:
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *inputs: Tensor) -> object:
-        return self.run(self, *inputs)
-
-
-def conv(inp: int, out: int, kernel: int = 3, **options: object) -> nn.Conv2d:
-    return nn.Conv2d(inp, out, kernel, padding=kernel // 2, **options)
-
-
-def headed(run: Callable[..., Tensor], width: int = 5, **parts: object) -> Net:
-    """A net to [N, 4]: `run` makes a picture of `width` channels, a linear layer reads its average."""
-    return Net(lambda net, *x: net.fc(run(net, *x).mean((2, 3))), **parts, fc=nn.Linear(width, 4))
 
 
 def parameter(*shape: int) -> nn.Parameter:

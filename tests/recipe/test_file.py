@@ -32,7 +32,9 @@ method:
 Read = Callable[..., Recipe]
 
 
-SHIPPED = sorted(Path(recipe.__file__).parent.glob("recipes/*.yaml"))
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
+assert len(SHIPPED) >= 19  # a place that holds none would let every test of them pass
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
 """The keys of AdeNeL."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from compress.recipe.keys import Count, Duration, Positive, Span, SpanOrNone, number
-from compress.recipe.step import Step, Tune, preset
+from compress.recipe.step import Growing, Tune, preset
 
 
-class Adenel(Step):
+class Adenel(Growing):
     """Grow a narrow net where its filters prove to be in use, until the budget is filled (AdeNeL)."""
 
     name: Literal["adenel"] = "adenel"
@@ -70,23 +70,6 @@ class Adenel(Step):
     """Rise of the rate at the start; none needed from width 8."""
     tune: Tune = Tune()
     """Training after growing ended."""
-
-    share_before = 0.5
-
-    def grows_present(self, *, after: bool) -> bool:
-        """Whether it goes on from the net as it is; unless the recipe says so, `after` another step alone."""
-        return after if self.begin is None else self.begin == "present"
-
-    @property
-    def last_epochs(self) -> float:
-        """Of the final shape."""
-        return self.tune.epochs
-
-    @model_validator(mode="after")
-    def _trains_what_it_grows(self) -> Self:
-        if self.tune.epochs == 0:
-            raise ValueError("the last growth would never be trained with tune.epochs: 0; write at least 1")
-        return self
 
     @model_validator(mode="before")
     @classmethod

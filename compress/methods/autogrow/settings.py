@@ -1,14 +1,14 @@
 """The keys of AutoGrow."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import model_validator
 
 from compress.recipe.keys import Count, Duration, NotNegative, Positive, Span
-from compress.recipe.step import Step, Tune, preset
+from compress.recipe.step import Growing, Tune, preset
 
 
-class Autogrow(Step):
+class Autogrow(Growing):
     """Append blocks to a shallow net's stages in turn, until a stage's next block does not help or fit (AutoGrow)."""
 
     name: Literal["autogrow"] = "autogrow"
@@ -56,23 +56,7 @@ class Autogrow(Step):
     tune: Tune = Tune()
     """Training after growing ended."""
 
-    share_before = 0.5
     needs_stages = True
-
-    def grows_present(self, *, after: bool) -> bool:
-        """Whether it goes on from the net as it is; unless the recipe says so, `after` another step alone."""
-        return after if self.begin is None else self.begin == "present"
-
-    @property
-    def last_epochs(self) -> float:
-        """Of the final shape."""
-        return self.tune.epochs
-
-    @model_validator(mode="after")
-    def _trains_what_it_grows(self) -> Self:
-        if self.tune.epochs == 0:
-            raise ValueError("the last growth would never be trained with tune.epochs: 0; write at least 1")
-        return self
 
     @model_validator(mode="before")
     @classmethod
