@@ -24,6 +24,7 @@ from compress._run import Result
 from compress.budget.limits import Amounts
 from compress.delivery import Finished, Story, check_output, deliver
 from compress.errors import UsageError
+from compress.methods import control
 from compress.reading.graph import read
 from compress.reading.measure import measure
 from compress.recipe.arguments import beside, source_of, stated
@@ -66,7 +67,7 @@ def export_model(
         model={"factory": factory, "args": dict(args or {}), "input": None if shape is None else list(shape)},
         data=source_of(data, size=shape[-1] if shape is not None else None)
         | {key: list(numbers) for key, numbers in (("mean", mean), ("std", std)) if numbers is not None},
-        method={"name": "scratch", "epochs": 300, "like": "model.safetensors"},
+        method=control("model.safetensors"),
         budget=budget,
     ).placed(folder)
     pictures = load(recipe.data, batch=1, seed=0, device=torch.device("cpu"))

@@ -206,6 +206,18 @@ def test_methods_import_neither_each_other_nor_what_reads_a_graph() -> None:
     assert wrong == []
 
 
+def test_nobody_but_methods_asks_which_method_it_has() -> None:
+    names = {package.rpartition(".")[2] for package in packages() if package.startswith("compress.methods.")}
+    outside = {name: path for name, path in MODULES.items() if not name.startswith("compress.methods")}
+    for name, path in outside.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        quoted = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in names}
+        assert quoted == set(), name
+        assert not [
+            one for one in imports(name) if one.target.startswith("compress.methods.") and one.target.count(".") > 2
+        ], name
+
+
 def test_what_must_start_fast_imports_no_torch_by_any_way() -> None:
     initial = [n for n in MODULES if any(fnmatch(n, p) for p in WITHOUT_TORCH) or MODULES[n].stem == "__init__"]
     reached = set(initial)

@@ -31,6 +31,11 @@ def settings_of(name: str) -> type[Step]:
     return kind
 
 
+def control(like: str) -> dict[str, Any]:
+    """What a recipe says for training the shape in the file `like` from newly drawn weights, as its control."""
+    return {"name": "scratch", "epochs": 300, "like": like}
+
+
 def part(place: str) -> Any:
     """What a row names."""
     module, _, name = place.partition(":")
