@@ -27,7 +27,7 @@ import torch
 from evidence import command, machine
 from torch import Tensor, nn
 
-from compress.export import onnx_file
+from compress.export.onnx import file as onnx_file
 from compress.export.translate import to_onnx, to_program
 from compress.reading.ghost import flat
 from compress.reading.graph import Graph

@@ -36,7 +36,7 @@ from compress.budget.landing import land, reach
 from compress.budget.limits import Budget, Cost, Limit
 from compress.budget.price import Price
 from compress.errors import CompressError, Infeasible
-from compress.export import onnx_file
+from compress.export.onnx import file as onnx_file
 from compress.methods.adenel.method import overshoot
 from compress.reading.graph import Graph
 from compress.surgery.surgeon import Surgeon, survey

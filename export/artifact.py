@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from compress.budget.limits import Budget, Cost
 from compress.errors import ArtifactError
-from compress.export import onnx_count, onnx_file
 from compress.export.latency import measured_latencies
+from compress.export.onnx import count as onnx_count
+from compress.export.onnx import file as onnx_file
 from compress.export.parity import normalised, read_back
 from compress.export.parts import Parity, Preprocessing, portable
 from compress.export.report import Row, rows_of

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.errors import ArtifactError
-from compress.export import onnx_file, readback
+from compress.export import readback
 from compress.export.latency import child_environment
+from compress.export.onnx import file as onnx_file
 from compress.export.parts import Parity, Preprocessing
 from compress.export.source.text import SOURCE
 from compress.export.verify import digest

@@ -19,7 +19,7 @@ from compress.budget.units import MEMORY, show, span, threads
 from compress.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
-    from compress.export.onnx_count import FileCost
+    from compress.export.onnx.count import FileCost
     from compress.export.report import Report
 
 Asked = str | Sequence[str | Mapping[str, str]] | Budget  # which budget a file must keep
@@ -74,7 +74,7 @@ def digest(path: Path) -> str:
 
 
 def _check_onnx(path: Path, asked: Asked) -> Verdict:
-    from compress.export import onnx_file  # onnx costs a quarter of a second: only when it is needed
+    from compress.export.onnx import file as onnx_file  # onnx costs a quarter of a second: only when it is needed
 
     model = onnx_file.read(path)
     file = replace(onnx_file.count_file(model), bytes=path.stat().st_size)
@@ -171,7 +171,7 @@ def _check_folder(path: Path, asked: Asked) -> Verdict:
 
 def _lies(path: Path, report: "Report") -> list[str]:
     """Say where a report and the files disagree, in the order of a reader's interest."""
-    from compress.export import onnx_file
+    from compress.export.onnx import file as onnx_file
 
     file = path / "model.onnx"
     known = onnx_file.metadata(onnx_file.read(file))

@@ -35,7 +35,7 @@ WITHOUT_TORCH = (
     "compress.budget.*",
     "compress.recipe.*",
     "compress.methods.*.settings",
-    "compress.export.onnx_file",
+    "compress.export.onnx.*",
     "compress.export.verify",
     "compress.export.machine",
     "compress.export.latency",

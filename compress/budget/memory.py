@@ -9,7 +9,7 @@ still to be read later, what the operator reads and what it writes. The peak is 
 - An element-wise operator (`OVER` in `operators`: batch norm, relu and the like, an addition or a product) writes over
   an operand of its output's size that nobody reads later: eager modules and the exported graph then have the same peak.
 
-Both counters, of modules (`reading.count`) and of ONNX files (`export.onnx_memory`), say what runs as `Operation`s;
+Both counters, of modules (`reading.count`) and of ONNX files (`export.onnx.memory`), say what runs as `Operation`s;
 `moments` says what is alive when.
 """
 

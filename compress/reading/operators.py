@@ -3,7 +3,7 @@
 A row in `TORCH` says how channel ids pass through an operator of torch (by a rule of `rules.py`), where its output is
 kept, the bytes of its node in model.onnx, which operators of ONNX it is exported as, and how many multiply-accumulates
 it takes. From that follow the reading of a network (`flow`), its price (`count`), what LWP may cut around
-(`calls`, `through`), and the two counters of ONNX files (`export.onnx_count`, `export.onnx_memory`).
+(`calls`, `through`), and the two counters of ONNX files (`export.onnx.count`, `export.onnx.memory`).
 
 `ONNX` holds what other exporters write, what multiplies, and what several operators of torch that differ come out as.
 Convolutions and matrix products are counted; all other rows cost nothing by the field's convention (element-wise work,

@@ -16,7 +16,7 @@ from compress.budget.landing import land
 from compress.budget.limits import Budget, Limit
 from compress.budget.memory import Operation, moments
 from compress.budget.units import MEMORY
-from compress.export import onnx_count
+from compress.export.onnx import count as onnx_count
 from compress.export.translate import to_onnx, to_program
 from compress.reading.graph import read
 from compress.reading.measure import measure

@@ -18,7 +18,8 @@ from torch import nn
 
 from compress.budget.limits import Budget, Cost, Latency
 from compress.errors import ArtifactError, UsageError
-from compress.export import artifact, latency, onnx_file
+from compress.export import artifact, latency
+from compress.export.onnx import file as onnx_file
 from compress.export.parity import MODELS, TOLERANCE, outputs_of, parity_of, read_back
 from compress.export.parts import Preprocessing
 from compress.export.translate import to_onnx, to_program

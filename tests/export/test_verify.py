@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 from compress.budget.limits import Budget, Cost
 from compress.errors import UsageError
-from compress.export import latency, onnx_file
+from compress.export import latency
+from compress.export.onnx import file as onnx_file
 from compress.export.page import write_report
 from compress.export.report import Report, rows_of
 from compress.export.verify import digest, verify

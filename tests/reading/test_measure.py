@@ -260,7 +260,7 @@ def sized() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
     name: str, sized: dict[str, tuple[nn.Module, tuple[int, ...]]], tmp_path: Path
 ) -> None:
-    from compress.export import onnx_file
+    from compress.export.onnx import file as onnx_file
 
     model, shape = sized[name]
     for tensor in [*model.parameters(), *model.buffers()]:

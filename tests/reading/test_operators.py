@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as fn
 
 from compress.errors import UsageError
-from compress.export import onnx_count
+from compress.export.onnx import count as onnx_count
 from compress.reading import operators, rules
 from compress.reading.calls import Calls, probed, traced
 from compress.reading.graph import read

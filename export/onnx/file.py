@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto
 
 from compress.errors import ArtifactError, UsageError
-from compress.export import onnx_count
-from compress.export.onnx_count import BAKED, FileCost, bodies, dims, first_line, tensors
+from compress.export.onnx import count as onnx_count
+from compress.export.onnx.count import BAKED, FileCost, bodies, dims, first_line, tensors
 
 PRODUCER = "compress"
 PREFIX = "compress."  # of our metadata keys

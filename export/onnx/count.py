@@ -18,7 +18,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from compress.errors import ArtifactError
-from compress.export import onnx_memory
+from compress.export.onnx.memory import peak
 from compress.reading import operators
 
 BAKED = ("preprocessing.scale", "preprocessing.shift")  # normalisation in the graph, [1, C, 1, 1] each: no weights
@@ -69,7 +69,7 @@ def count(model: ModelProto) -> FileCost:
     memory = None
     if not unknown:
         with contextlib.suppress(KeyError):
-            memory = onnx_memory.peak(model.graph, shapes)
+            memory = peak(model.graph, shapes)
     first, last = (shapes.get(ends[0].name, ()) if ends else () for ends in (_inputs(model.graph), model.graph.output))
     return FileCost(macs, _params(model), model.ByteSize(), tuple(sorted(unknown)), first, last, memory)
 
