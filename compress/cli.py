@@ -76,9 +76,8 @@ _args = click.option(
     callback=_arguments,
     help="""Arguments of the factory: '{"classes": 10}'.""",
 )
-_input = click.option(
-    "--input",
-    "shape",
+_shape = click.option(
+    "--shape",
     metavar="C,H,W",
     callback=_numbers(int, "3,32,32"),
     help="Channels, height and width of an image.  [default: the data's]",
@@ -195,7 +194,7 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bo
 @click.option("--weights", required=True, help="A .safetensors file, or a state_dict that torch.save wrote.")
 @click.option("--budget", required=True, metavar="LIMITS", help=f"What it must keep: {_LIMITS}.")
 @click.option("--data", required=True, help="Real images to check it on: digits, an .npz file, or a folder.")
-@_input
+@_shape
 @_args
 @_mean
 @_std
@@ -216,12 +215,19 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
 @main.command(short_help="Check a file or folder against a budget.")
 @click.argument("path")
 @click.option("--budget", metavar="LIMITS", help=f"What it must keep: {_LIMITS}.")
+@click.option(
+    "--shape",
+    "shapes",
+    metavar="NAME=D,D,..",
+    multiple=True,
+    help="Count for this shape of an input, batch included; again for more.  [default: the file's, batch 1]",
+)
 @_json
-def verify(path: str, budget: str | None, as_json: bool) -> int:
+def verify(path: str, budget: str | None, shapes: tuple[str, ...], as_json: bool) -> int:
     """Check an .onnx file, a .safetensors file or the output folder of a run against a budget; needs no torch."""
     from compress.export.verify import verify as check
 
-    verdict = check(path, budget)
+    verdict = check(path, budget, shape=shapes)
     if as_json:
         _print_json(verdict.to_json())
     elif verdict.code == ArtifactError.exit_code:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress.budget.limits import Budget, Cost
 from compress.errors import ArtifactError, UsageError, one_line
 from compress.export import artifact, picture
-from compress.export.onnx.count import first_line
+from compress.export.onnx.shapes import first_line
 from compress.export.page import write_report
 from compress.export.parts import Costs, Dataset, Environment, Preprocessing, SpaceRow, portable
 from compress.export.report import SCHEMA_VERSION, Accuracy, Report, TrainCost, judged

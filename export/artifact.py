@@ -28,6 +28,7 @@ from compress.errors import ArtifactError
 from compress.export.latency import measured_latencies
 from compress.export.onnx import count as onnx_count
 from compress.export.onnx import file as onnx_file
+from compress.export.onnx.shapes import first_line
 from compress.export.parity import normalised, read_back
 from compress.export.parts import Parity, Preprocessing, portable
 from compress.export.report import Row, rows_of
@@ -144,7 +145,7 @@ def spelled_out(
     except Unspelled as reason:
         return "", [f"{SOURCE} is left out: the network cannot be written in plain torch, for {reason}"]
     except Exception as error:  # a network that nobody thought of
-        why = f"{type(error).__name__}: {onnx_count.first_line(error)}"
+        why = f"{type(error).__name__}: {first_line(error)}"
         return "", [f"{SOURCE} is left out: the network could not be written in plain torch ({portable(why)})"]
 
 

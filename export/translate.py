@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import ArtifactError
-from compress.export.onnx.count import first_line
+from compress.export.onnx.shapes import first_line
 
 TRACES = (
     "stack_trace",

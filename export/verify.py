@@ -8,7 +8,7 @@ onnxruntime needed.
 """
 
 import hashlib
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from compress.export.onnx.count import FileCost
     from compress.export.report import Report
 
+Shapes = Mapping[str, tuple[int, ...]]  # of inputs, by name
 Asked = str | Sequence[str | Mapping[str, str]] | Budget  # which budget a file must keep
 
+SCHEMA_VERSION = 1  # of what `--json` prints
 _BY_MACS = ("MACs", "FLOPs", "FLOPs@2")
-_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # batch norm's buffers: no parameters
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +39,45 @@ class Verdict:
     code: int
     lines: tuple[str, ...]
     rows: tuple[dict[str, Any], ...] = ()
+    counted: Mapping[str, int | None] | None = None  # in the file, by unit; None for what cannot be counted
+    claimed: Mapping[str, int | None] | None = None  # by its metadata
+    shapes: Mapping[str, tuple[int | None, ...]] | None = None  # of the inputs, for which it was counted
 
     def to_json(self) -> dict[str, object]:
         """Return the verdict as plain values, for `--json`."""
-        return {"code": self.code, "kept": self.code == 0, "lines": list(self.lines), "budget": list(self.rows)}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "code": self.code,
+            "kept": self.code == 0,
+            "lines": list(self.lines),
+            "budget": list(self.rows),
+            "counted": None if self.counted is None else dict(self.counted),
+            "claimed": None if self.claimed is None else dict(self.claimed),
+            "shapes": None if self.shapes is None else {name: list(shape) for name, shape in self.shapes.items()},
+        }
 
 
-def verify(path: Path | str, budget: Asked | None = None) -> Verdict:
+def verify(path: Path | str, budget: Asked | None = None, *, shape: str | Sequence[str] = ()) -> Verdict:
     """Check an .onnx file, the weights of a .safetensors file, or the output folder of a run against a budget.
 
-    A share ("50%") is of the base model that the file's metadata names. Raises UsageError where the question cannot
-    be answered: no budget, no such file, a share of an unknown base, or a limit on which the file holds no evidence.
+    A share ("50%") is of the base model that the file's metadata names. `shape` says for which inputs to count, such as
+    "ids=1,384", where the file leaves more than the batch open. Raises UsageError where the question cannot be
+    answered: no budget, no such file, a share of an unknown base, a shape of no input, or a limit on which the file
+    holds no evidence.
     """
     path = Path(path)
     if budget is None:
         raise UsageError(f"{path}: say which budget it must keep, such as '43MFLOPs'; a file never vouches for itself.")
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder.")
+    shapes = _shapes([shape] if isinstance(shape, str) else shape)
     check = {".onnx": _check_onnx, ".safetensors": _check_weights}.get(path.suffix)
     if path.is_dir():
         check = _check_folder
     if check is None:
         raise UsageError(f"{path}: give an .onnx file, a .safetensors file, or the output folder of a run.")
     try:
-        return check(path, budget)
+        return check(path, budget, shapes)
     except ArtifactError as error:
         return Verdict(error.exit_code, (str(error),))
 
@@ -73,37 +88,81 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_onnx(path: Path, asked: Asked) -> Verdict:
-    from compress.export.onnx import file as onnx_file  # onnx costs a quarter of a second: only when it is needed
+def _shapes(texts: Sequence[str]) -> Shapes:
+    """Read shapes of inputs: "x=384,1,128", or "384,1,128" for the only input, whose name is then ""."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, equals, numbers = text.rpartition("=")
+        parts = numbers.split(",")
+        if not all(re.fullmatch("[1-9][0-9]{0,17}", part.strip()) for part in parts):
+            raise UsageError(f"--shape {text!r} is no shape; write the sizes of all axes: --shape x=384,1,128.")
+        if (name if equals else "") in shapes:
+            raise UsageError(f"--shape is given twice for {name!r}; an input has one shape.")
+        shapes[name if equals else ""] = tuple(int(part) for part in parts)
+    return shapes
+
+
+def _check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
+    from compress.export.onnx import axes, count  # onnx costs a quarter of a second: only when it is needed
+    from compress.export.onnx import file as onnx_file
 
     model = onnx_file.read(path)
-    file = replace(onnx_file.count_file(model), bytes=path.stat().st_size)
+    if "" in shapes:
+        names = [value.name for value in axes.inputs_of(model.graph)]
+        if len(names) != 1:
+            raise UsageError(
+                f"{path}: say which input has that shape, such as --shape {names[0] if names else 'x'}=..."
+            )
+        shapes = {names[0]: shapes[""]}
+    file = count.count(model, shapes)
+    file = replace(file, bytes=path.stat().st_size + onnx_file.outside(path, model))
     known = onnx_file.metadata(model)
     base = _cost_from(path, known["base"]) if "base" in known else None
     budget, notes = _limits_for(path, asked, base)
-    counted = [limit.text for limit in budget.limits if limit.unit in _BY_MACS]
-    _refuse_unknown(path, file, counted, [limit.text for limit in budget.limits if limit.unit == MEMORY])
+    _refuse_unknown(path, file, budget)
     claims, blind = _claims(path, known.get("claims"), file)
     cost, lines = _believed(path, file, claims, blind)
-    if blind and counted:
+    if blind and any(limit.unit in _BY_MACS for limit in budget.limits):
         notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
-    if not budget.latencies:
-        return _judge(path, budget, cost, [*lines, *notes])
-    from compress.export.latency import measured_latencies
+    measured = None
+    if budget.latencies:
+        from compress.export.latency import measured_latencies
 
-    return _judge(path, budget, cost, [*lines, *notes], measured_latencies(path, budget))
+        measured = measured_latencies(path, budget)
+    verdict = _judge(path, budget, cost, [*lines, *notes], measured)
+    counted = {
+        "macs": None if file.why else file.macs,
+        "params": None if file.hidden else file.params,
+        "bytes": file.bytes,
+        "memory": file.memory,
+    }
+    claimed = None
+    if claims is not None:
+        thop = None if blind else claims.thop
+        claimed = {"macs": claims.macs, "params": claims.params, "thop": thop, "memory": claims.memory}
+    return replace(verdict, counted=counted, claimed=claimed, shapes=file.shapes)
 
 
-def _refuse_unknown(path: Path, file: "FileCost", counted: Sequence[str], held: Sequence[str]) -> None:
-    """Raise ArtifactError where limits on MACs, or on the memory of activations, cannot be checked."""
-    if file.unknown and counted:
+def _refuse_unknown(path: Path, file: "FileCost", budget: Budget) -> None:
+    """Raise ArtifactError where a limit cannot be checked."""
+
+    def limits(*units: str) -> str:
+        return ", ".join(limit.text for limit in budget.limits if limit.unit in units)
+
+    if file.why and (asked := limits(*_BY_MACS)):
         raise ArtifactError(
-            f"{path}: nobody can vouch for {', '.join(counted)}: the cost of these operators is not known: "
-            f"{', '.join(file.unknown)}. At least {file.macs:,} MACs were counted."
+            f"{path}: nobody can vouch for {asked}: {file.why}. At least {file.macs:,} MACs were counted."
         )
-    if file.memory is None and held:
-        why = f"these operators are not known: {', '.join(file.unknown)}" if file.unknown else "a shape is not known"
-        raise ArtifactError(f"{path}: nobody can vouch for {', '.join(held)}, the memory of its activations: {why}.")
+    if file.memory is None and (asked := limits(MEMORY)):
+        why = f"these operators are not known: {', '.join(file.unknown)}" if file.unknown else file.why
+        raise ArtifactError(
+            f"{path}: nobody can vouch for {asked}, the memory of its activations: {why or 'a shape is not known'}."
+        )
+    if file.hidden and (asked := limits("params")):
+        raise ArtifactError(
+            f"{path}: nobody can vouch for {asked}: numbers may lie out of sight in {', '.join(file.hidden)}. At least "
+            f"{file.params:,} params were counted."
+        )
 
 
 def _believed(path: Path, file: "FileCost", claims: Cost | None, blind: bool) -> tuple[Cost, list[str]]:
@@ -112,7 +171,10 @@ def _believed(path: Path, file: "FileCost", claims: Cost | None, blind: bool) ->
     Raises ArtifactError where a claim is milder than the count.
     """
     memory = file.memory or 0
-    lines = [f"counted in the file: {file.macs:,} MACs, {file.params:,} params after folding, {file.bytes:,} B"]
+    shapes = ", ".join(f"{name}={','.join(map(_axis, shape))}" for name, shape in file.shapes.items())
+    macs = f"at least {file.macs:,} MACs ({file.why})" if file.why else f"{file.macs:,} MACs"
+    params = f"{'at least ' if file.hidden else ''}{file.params:,} params after folding"
+    lines = [f"counted in the file: {macs}, {params}, {file.bytes:,} B", f"counted for the inputs {shapes or 'none'}"]
     cost = Cost(params=file.params, macs=file.macs, thop=file.macs, bytes=file.bytes, memory=memory)
     if claims is None:
         return cost, lines
@@ -128,33 +190,35 @@ def _believed(path: Path, file: "FileCost", claims: Cost | None, blind: bool) ->
     thop = "no figure by thop" if blind else f"{claims.thop:,} FLOPs by thop"
     lines.append(f"claimed by its metadata: {thop}, {claims.macs:,} MACs, {claims.params:,} params")
     lines.append(f"activations at their peak: {memory:,} B in the file's order, {claims.memory:,} B claimed")
-    params = max(claims.params, file.params)
-    return replace(cost, params=params, thop=claims.of("FLOPs"), memory=claims.memory), lines
+    params_of = max(claims.params, file.params)
+    return replace(cost, params=params_of, thop=claims.of("FLOPs"), memory=claims.memory), lines
 
 
-def _check_weights(path: Path, asked: Asked) -> Verdict:
-    from safetensors import SafetensorError, safe_open
+def _axis(size: int | None) -> str:
+    return "?" if size is None else str(size)
 
+
+def _check_weights(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
+    from compress.export import tensors
+
+    if shapes:
+        raise UsageError(f"{path}: weights have no inputs; --shape is for .onnx files.")
     budget, notes = _limits_for(path, asked, None)
     if others := [limit.text for limit in budget.limits if limit.unit != "params"]:
         raise UsageError(f"{path}: weights prove nothing about {', '.join(others)}; verify the model.onnx beside them.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = [file.get_slice(n) for n in file.keys() if not n.endswith(_STATISTICS)]  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: not a whole safetensors file: {error}") from None
-    params = sum(math.prod(tensor.get_shape()) for tensor in tensors if tensor.get_dtype() in _FLOATS)
-    line = f"counted in the header: {params:,} params (everything but the statistics of batch norms)"
-    return _judge(path, budget, Cost(params=params, macs=0, thop=0, bytes=0), [line, *notes])
+    params, more = tensors.count(path)
+    line = f"counted in the header: {params:,} params (everything but the statistics of batch norms, and positions)"
+    verdict = _judge(path, budget, Cost(params=params, macs=0, thop=0, bytes=0), [line, *more, *notes])
+    return replace(verdict, counted={"params": params})
 
 
-def _check_folder(path: Path, asked: Asked) -> Verdict:
+def _check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     """Check model.onnx, and that report.json tells the truth about it and about every other file."""
     file, story = path / "model.onnx", path / "report.json"
     for needed in (file, story):
         if not needed.is_file():
             raise UsageError(f"{path}: holds no {needed.name}; give the output folder of a finished run.")
-    verdict = _check_onnx(file, asked)
+    verdict = _check_onnx(file, asked, shapes)
     if verdict.code not in (0, 1):
         return verdict
     from compress.export.report import Report  # pydantic costs as much again as all else here

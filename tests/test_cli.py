@@ -378,7 +378,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("init ./net.py:coloured digits", 2, "cannot be traced with an input of shape"),
     ("export ./net.py:make --budget 1MMACs --data digits", 2, "Missing option '--weights'"),
     ("export ./net.py:make --weights w.pt --budget 1MMACs --data digits", 2, r"w\.pt: there is no such file"),
-    ("export a:b --weights w --budget 1MMACs --data digits --input 3x8x8", 2, "write 3,32,32"),
+    ("export a:b --weights w --budget 1MMACs --data digits --shape 3x8x8", 2, "write 3,32,32"),
     ("export a:b --weights w --budget 1MMACs --data digits --args 10", 2, "'10' is not a JSON object"),
     ("export ./net.py:make --weights net.py --budget 1MMACs --data digits", 4, r"net\.py: torch\.load"),
 ]  # fmt: skip

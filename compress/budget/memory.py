@@ -15,7 +15,7 @@ Both counters, of modules (`reading.count`) and of ONNX files (`export.onnx.memo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 Buffer = Any  # hashable: whatever a counter tells one piece of memory from another by
@@ -48,4 +48,39 @@ def moments(
         alive = {buffer: place for buffer, place in alive.items() if last.get(buffer, -1) > at}
 
 
-__all__ = ["Buffer", "Operation", "moments"]
+def largest(
+    operations: Sequence[Operation],
+    inputs: Collection[Buffer],
+    outputs: Collection[Buffer],
+    size: Callable[[Buffer], int],
+) -> int:
+    """The largest sum of the sizes of the buffers of any moment, in as many steps as there are reads.
+
+    A buffer in another one's place is as large as that: so it counts as itself, and the other one as gone.
+    """
+    last = {buffer: at for at, operation in enumerate(operations) for buffer in operation.reads}
+    last |= dict.fromkeys(outputs, len(operations))
+    alive = dict.fromkeys(inputs)
+    now = sum(map(size, alive))
+    most = 0
+    for at, operation in enumerate(operations):
+        dying = [buffer for buffer in operation.over if buffer in alive and last[buffer] == at]
+        if dying:
+            del alive[dying[0]]
+            now -= size(dying[0])
+        for made in operation.makes:
+            if made not in alive:
+                alive[made] = None
+                now += size(made)
+        most = max(most, now)
+        ended = [buffer for buffer in {*operation.reads, *operation.makes} if last.get(buffer, -1) <= at]
+        if at == 0:  # inputs that nobody reads
+            ended += [buffer for buffer in alive if last.get(buffer, -1) <= 0]
+        for buffer in ended:
+            if buffer in alive:
+                del alive[buffer]
+                now -= size(buffer)
+    return most
+
+
+__all__ = ["Buffer", "Operation", "largest", "moments"]

@@ -255,14 +255,36 @@ TORCH: dict[str, Operator] = {
 
 ONNX: dict[str, Operator] = {
     # multiplied
-    "Conv": Operator(macs=formulas.onnx_conv),
+    "Conv": Operator(macs=formulas.onnx_conv(1)),
+    "DeformConv": Operator(macs=formulas.onnx_conv(1)),
     "ConvTranspose": Operator(macs=formulas.onnx_conv_transpose),
-    "Gemm": Operator(macs=formulas.onnx_gemm),
-    "MatMul": Operator(macs=formulas.onnx_matmul),
+    "Gemm": Operator(macs=formulas.onnx_product),
+    "MatMul": Operator(macs=formulas.onnx_product),
     "Einsum": Operator(macs=formulas.onnx_einsum),
     "GRU": Operator(macs=formulas.onnx_recurrent),
     "LSTM": Operator(macs=formulas.onnx_recurrent),
     "RNN": Operator(macs=formulas.onnx_recurrent),
+    "Attention": Operator(macs=formulas.onnx_attention),
+    # ... on whole numbers, as quantizers write it: as many as their twins
+    "ConvInteger": Operator(macs=formulas.onnx_conv(1)),
+    "QLinearConv": Operator(macs=formulas.onnx_conv(3)),
+    "MatMulInteger": Operator(macs=formulas.onnx_product),
+    "QLinearMatMul": Operator(macs=formulas.onnx_product),
+    **{
+        f"com.microsoft::{name}": Operator(macs=formulas.onnx_product)
+        for name in """
+        DynamicQuantizeMatMul FusedGemm FusedMatMul FusedMatMulActivation MatMulBnb4 MatMulIntegerToFloat MatMulNBits
+        QGemm TransposeMatMul
+        """.split()  # noqa: SIM905 -- a list that a reader can take in
+    },
+    "com.microsoft::DynamicQuantizeLSTM": Operator(macs=formulas.onnx_recurrent),
+    # ... and as optimizers do
+    "com.microsoft::FusedConv": Operator(macs=formulas.onnx_conv(1)),
+    "com.microsoft::Attention": Operator(macs=formulas.onnx_attention_block),
+    "com.microsoft::QAttention": Operator(macs=formulas.onnx_attention_block),
+    "com.microsoft::MultiHeadAttention": Operator(macs=formulas.onnx_attention_of_three),
+    "ai.onnx.ml::LinearClassifier": Operator(macs=formulas.onnx_linear),
+    "ai.onnx.ml::LinearRegressor": Operator(macs=formulas.onnx_linear),
     # what operators of torch that differ come out as
     "Identity": Operator(place=VIEW),
     "Slice": Operator(place=VIEW),
@@ -277,13 +299,31 @@ ONNX: dict[str, Operator] = {
     "Size": Operator(place=NONE),
     **dict.fromkeys(
         """
-        Acos Acosh ArgMin Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CastLike
-        CenterCropPad Constant ConstantOfShape Cosh DequantizeLinear GlobalAveragePool GlobalLpPool
-        GlobalMaxPool GridSample GroupNormalization Hardmax IsInf LRN LpNormalization LpPool Mean
-        MeanVarianceNormalization Mod NonZero OneHot QuantizeLinear RMSNormalization ReduceL1 ReduceLogSum
-        ReduceSumSquare ScatterElements ScatterND Shrink Sinh SpaceToDepth Sum Swish Tan ThresholdedRelu
-        Upsample Xor
+        Acos Acosh AffineGrid ArgMin Asin Asinh Atan Atanh Bernoulli BitShift BitwiseAnd BitwiseNot BitwiseOr
+        BitwiseXor CastLike CenterCropPad Col2Im Compress Constant ConstantOfShape Cosh DequantizeLinear
+        DynamicQuantizeLinear GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample GroupNormalization Hardmax
+        IsInf LRN LpNormalization LpPool MaxRoiPool MaxUnpool Mean MeanVarianceNormalization Mod Multinomial
+        NonMaxSuppression NonZero OneHot QuantizeLinear RMSNormalization RandomNormal RandomNormalLike
+        RandomUniform RandomUniformLike ReduceL1 ReduceLogSum ReduceSumSquare ReverseSequence RoiAlign
+        ScatterElements ScatterND Shrink SimplifiedLayerNormalization Sinh SpaceToDepth Sum Swish Tan
+        ThresholdedRelu Upsample Xor
         """.split(),  # noqa: SIM905 -- a list that a reader can take in
         Operator(),
     ),
+    **{
+        name: Operator()
+        for domain, names in {
+            "com.microsoft": """
+                BiasAdd BiasGelu BiasSoftmax DequantizeLinear EmbedLayerNormalization FastGelu GatherBlockQuantized Gelu
+                GroupNorm QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu
+                QLinearMul QLinearSigmoid QLinearSoftmax QuantizeLinear QuickGelu RotaryEmbedding SkipLayerNormalization
+                SkipSimplifiedLayerNormalization Trilu
+                """,
+            "ai.onnx.ml": """
+                ArrayFeatureExtractor Binarizer FeatureVectorizer Imputer LabelEncoder Normalizer OneHotEncoder Scaler
+                ZipMap
+                """,
+        }.items()
+        for name in (f"{domain}::{short}" for short in names.split())
+    },
 }

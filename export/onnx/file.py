@@ -7,50 +7,88 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto
+from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
 
 from compress.errors import ArtifactError, UsageError
-from compress.export.onnx import count as onnx_count
-from compress.export.onnx.count import BAKED, FileCost, bodies, dims, first_line, tensors
+from compress.export.onnx.count import FileCost, count
+from compress.export.onnx.fold import SMALL
+from compress.export.onnx.shapes import Shape, first_line
+from compress.export.onnx.stored import BAKED, bodies, tensors
+from compress.export.onnx.wire import weigh
 
 PRODUCER = "compress"
 PREFIX = "compress."  # of our metadata keys
 SEAL = PREFIX + "seal"  # the last entry of a file: the digest of every byte before it
+LARGEST = 2**31  # bytes: what protocol buffers can hold
 BATCH = "batch"  # the symbol of axis 0 in files that we write
 
 
 def read(path: Path | str) -> ModelProto:
     """Load an ONNX file and refuse what is not whole.
 
-    Raises UsageError where there is no file; ArtifactError where it is empty, truncated, foreign, inconsistent, keeps
-    weights in other files, or was written by us and changed since (its seal is broken or gone).
+    Weights may lie in other files beside it; they stay there. Raises UsageError where there is no file; ArtifactError
+    where it is empty, truncated, foreign, inconsistent, would take far more memory than it has bytes, lacks weights,
+    or was written by us and changed since (its seal is broken or gone).
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; give the path of an .onnx file.")
+    if (size := path.stat().st_size) >= LARGEST:
+        raise ArtifactError(f"{path}: no ONNX file has {size:,} bytes: weights of that size lie in files beside it.")
     data = path.read_bytes()
     if not data:
         raise ArtifactError(f"{path}: the file is empty (0 bytes); export it again.")
     try:
+        weigh(data, ModelProto.DESCRIPTOR)
         model = onnx.load_model_from_string(data)
     except DecodeError:
         raise ArtifactError(f"{path}: not an ONNX model, or a truncated one ({len(data)} bytes).") from None
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
     if not model.graph.node or not model.opset_import:
         raise ArtifactError(f"{path}: holds no ONNX graph ({len(data)} bytes): truncated, or another kind of file.")
-    outside = [t.name for t, _ in tensors(model) if t.data_location == TensorProto.EXTERNAL or t.external_data]
-    if outside:
-        raise ArtifactError(f"{path}: keeps weights in other files ({outside[0]!r}, ...); save it as one file.")
     _check_seal(path, data, model)
     try:
-        onnx.checker.check_model(data)
+        outside(path, model)
+        _fetch_small(path, model)
+        _check_sizes(model)
+        if not any(map(_is_outside, tensors(model))):
+            onnx.checker.check_model(data)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path}: not a valid ONNX model: {first_line(error)}") from None
     return model
+
+
+def outside(path: Path, model: ModelProto) -> int:
+    """Return the size of the files in which a model keeps weights, in bytes: what a device needs beside it.
+
+    Raises ArtifactError where one is missing, too short for what it must hold, or not in the folder of the model.
+    """
+    ends: dict[str, int] = {}
+    for tensor in filter(_is_outside, tensors(model)):
+        name, offset, length = _place(path, tensor)
+        needed = _bytes(tensor)
+        if length and needed is not None and length < needed:
+            raise ArtifactError(f"{path}: its tensor {tensor.name!r} needs {needed:,} bytes and has {length:,}.")
+        ends[name] = max(ends.get(name, 0), offset + (length or needed or 0))
+    total = 0
+    for name, end in ends.items():
+        try:
+            file = (path.parent / name).resolve()
+            size = file.stat().st_size if file.is_file() else -1
+        except (OSError, ValueError):  # a name that no system has files of
+            size, file = -1, path
+        if size < end or not file.is_relative_to(path.parent.resolve()):
+            short = f"has {size:,} bytes of {end:,}" if size >= 0 else "is missing"
+            raise ArtifactError(f"{path}: keeps weights in {name[:80]!r}, which {short}; copy it beside the model.")
+        total += size
+    return total
 
 
 def write_sealed(model: ModelProto, path: Path | str) -> int:
@@ -131,11 +169,68 @@ def metadata_bytes(metadata: Mapping[str, Any]) -> int:
     return size + len(_seal(b""))
 
 
-def count_file(source: ModelProto | Path | str) -> FileCost:
-    """Count a model in memory or in a file; `onnx_count.count` says how. Raises what that and `read` raise."""
+def count_file(source: ModelProto | Path | str, given: Mapping[str, Shape] | None = None) -> FileCost:
+    """Count a model in memory or in a file; `count.count` says how. Raises what that and `read` raise."""
     if isinstance(source, ModelProto):
-        return onnx_count.count(source)
-    return replace(onnx_count.count(read(source)), bytes=Path(source).stat().st_size)
+        return count(source, given)
+    path, model = Path(source), read(source)
+    return replace(count(model, given), bytes=path.stat().st_size + outside(path, model))
+
+
+def _place(path: Path, tensor: TensorProto) -> tuple[str, int, int]:
+    """The file of a tensor's numbers, where they begin in it, and their length, 0 where that is not said."""
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    name, numbers = told.get("location", ""), [told.get(key, "0") or "0" for key in ("offset", "length")]
+    strange = not name or Path(name).is_absolute() or ".." in Path(name).parts
+    if strange or not all(len(n) < 20 and n.isascii() and n.isdigit() for n in numbers):
+        raise ArtifactError(f"{path}: its tensor {tensor.name!r} lies nowhere that can be read ({name[:80]!r}).")
+    return name, int(numbers[0]), int(numbers[1])
+
+
+def _fetch_small(path: Path, model: ModelProto) -> None:
+    """Bring the few numbers that shapes may be reckoned from into the model; they still say where they lie."""
+    for tensor in filter(_is_outside, tensors(model)):
+        needed = _bytes(tensor)
+        if needed and prod(tensor.dims) <= SMALL:
+            name, offset, _ = _place(path, tensor)
+            with (path.parent / name).open("rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(needed)
+            tensor.data_location = TensorProto.DEFAULT
+
+
+def dims(value: ValueInfoProto) -> list[Any]:
+    """Return the axes of a value, each with `dim_value` or `dim_param`."""
+    return list(value.type.tensor_type.shape.dim)
+
+
+def _is_outside(tensor: TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+
+
+def _check_sizes(model: ModelProto) -> None:
+    """Raise ValueError where a tensor says that it holds other numbers than it does."""
+    for tensor in tensors(model):
+        if any(n < 0 for n in tensor.dims):
+            raise ValueError(f"the tensor {tensor.name!r} has an axis below 0")
+        needed = _bytes(tensor)
+        if needed is not None and tensor.HasField("raw_data") and len(tensor.raw_data) != needed:
+            raise ValueError(f"the tensor {tensor.name!r} needs {needed:,} bytes and has {len(tensor.raw_data):,}")
+
+
+def _bytes(tensor: TensorProto) -> int | None:
+    """How many bytes the numbers of a tensor take; None for texts and kinds of the future."""
+    bits = _BITS.get(TensorProto.DataType.Name(tensor.data_type)) if tensor.data_type in _KINDS else None
+    return None if bits is None else -(-prod(tensor.dims) * bits // 8)
+
+
+_KINDS = frozenset(TensorProto.DataType.values())
+_BITS = {
+    "FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT16": 16, "INT16": 16, "INT32": 32, "INT64": 64, "BOOL": 8, "FLOAT16": 16,
+    "DOUBLE": 64, "UINT32": 32, "UINT64": 64, "COMPLEX64": 64, "COMPLEX128": 128, "BFLOAT16": 16, "FLOAT8E4M3FN": 8,
+    "FLOAT8E4M3FNUZ": 8, "FLOAT8E5M2": 8, "FLOAT8E5M2FNUZ": 8, "UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2,
+    "INT2": 2, "FLOAT8E8M0": 8,
+}  # fmt: skip
 
 
 def _twin_of(model: ModelProto) -> ModelProto:

@@ -168,11 +168,11 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 
 RULES: dict[str, Fold] = {
     **{name: _each(act) for name, act in _ELEMENTWISE.items()},
-    "Max": lambda inputs, options: [np.max(np.broadcast_arrays(*inputs), axis=0)],
-    "Min": lambda inputs, options: [np.min(np.broadcast_arrays(*inputs), axis=0)],
+    "Max": lambda inputs, options: [np.stack(np.broadcast_arrays(*inputs)).max(0)],
+    "Min": lambda inputs, options: [np.stack(np.broadcast_arrays(*inputs)).min(0)],
     "Mod": _mod,
     "Pow": lambda inputs, options: [np.power(*(x.astype("f8") for x in inputs)).astype(inputs[0].dtype)],
-    "Where": lambda inputs, options: [np.where(*inputs)],
+    "Where": lambda inputs, options: [np.asarray(np.where(*inputs[:3]))],
     "Cast": lambda inputs, options: [inputs[0].astype(_KINDS[options["to"]])],
     "CastLike": lambda inputs, options: [inputs[0].astype(inputs[1].dtype)],
     "Clip": _clip,

@@ -6,12 +6,13 @@ no activations. Operators that move data in eager torch without copying it are v
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from math import prod
 
 from onnx import GraphProto
 
-from compress.budget.memory import Operation, moments
+from compress.budget.memory import Operation, largest
+from compress.export.onnx.shapes import op_name
 from compress.reading.operators import NEW, NONE, OVER, VIEW, onnx
 
 
@@ -21,12 +22,14 @@ def peak(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     Views of a buffer are not told apart from it: all of it lives while one of them is still to be read.
     """
     constants = {tensor.name for tensor in graph.initializer} | {""}  # an input left out has an empty name
+    constants |= {sparse.values.name for sparse in graph.sparse_initializer}
     inputs = [value.name for value in graph.input if value.name not in constants]
     holder = {name: name for name in inputs}  # the buffer that holds a value
     rows = onnx()
     operations: list[Operation] = []
     for node in graph.node:
-        place = rows[node.op_type].place if node.op_type in rows else NEW
+        name = op_name(node)
+        place = rows[name].place if name in rows else NEW
         if place == NONE or constants.issuperset(node.input):
             constants.update(node.output)
             continue
@@ -36,8 +39,8 @@ def peak(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
             holder |= dict.fromkeys(outs, reads[0])
             continue
         holder |= {name: name for name in outs}
-        size = math.prod(shapes[outs[0]])
-        over = [buffer for buffer in reads if place == OVER and math.prod(shapes[buffer]) == size]
+        size = prod(shapes[outs[0]])
+        over = [buffer for buffer in reads if place == OVER and prod(shapes[buffer]) == size]
         operations.append(Operation(node.name, set(reads), outs, over))
     outputs = {holder[value.name] for value in graph.output if value.name in holder}
     read = outputs.union(*(operation.reads for operation in operations))
@@ -45,7 +48,4 @@ def peak(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
         operation._replace(makes=[out for out in operation.makes if out == operation.makes[0] or out in read])
         for operation in operations
     ]
-    return 4 * max(
-        (sum(math.prod(shapes[buffer]) for buffer in alive) for _, alive in moments(operations, inputs, outputs)),
-        default=0,
-    )
+    return 4 * largest(operations, inputs, outputs, lambda buffer: prod(shapes[buffer]))

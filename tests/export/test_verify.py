@@ -284,8 +284,9 @@ def weights(tmp_path):
         "conv.weight": np.zeros((4, 3, 3, 3), np.float32),
         "norm.weight": np.zeros(4, np.float16),
         "norm.running_mean": np.zeros(4, np.float32),
+        "norm.running_var": np.zeros(4, np.float32),
         "norm.num_batches_tracked": np.zeros((), np.int64),
-        "index": np.zeros(7, np.int64),
+        "position_ids": np.zeros((1, 7), np.int64),
     }
     save_file(tensors, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"

@@ -110,8 +110,9 @@ def test_what_was_known_is_known_at_the_same_cost() -> None:
     assert over == WRITTEN_OVER | aten("erf square")
     in_files = operators.onnx()
     multiplied = {"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
-    assert {name for name, row in in_files.items() if row.macs is not None} == multiplied
-    assert in_files.keys() == IN_FILES | multiplied
+    assert {name for name, row in in_files.items() if row.macs is not None} >= multiplied
+    assert in_files.keys() >= IN_FILES | multiplied
+    assert not any(in_files[name].macs for name in IN_FILES)
     assert {name for name, row in in_files.items() if row.place == operators.VIEW} == VIEWED_IN_FILES
     assert {name for name, row in in_files.items() if row.place == OVER} == WRITTEN_OVER_IN_FILES
 
