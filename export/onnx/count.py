@@ -26,8 +26,8 @@ class FileCost:
 
     `macs` is exact when `why` is empty, else a lower bound; `params` is exact when `hidden` is empty, else a lower
     bound, and counts the numbers in weights after whatever folding the exporter did, as `stored` says. `bytes` is the
-    size of the file, with those that it keeps weights in where `file.count_file` has seen them. `memory` is the peak that `compress.budget.memory`
-    describes, None where an operator or the shape of an activation is not known.
+    size of the file, with those that it keeps weights in where `file.count_file` has seen them. `memory` is the peak
+    that `compress.budget.memory` describes, None where an operator or the shape of an activation is not known.
     """
 
     macs: int
