@@ -101,11 +101,11 @@ def _is_statistic(tensor: Tensor, others: Mapping[str, Tensor]) -> bool:
 
 def _unpacked(tensor: Tensor, others: Mapping[str, Tensor]) -> int | None:
     """How many weights a tensor holds; None where nobody can tell."""
-    if tensor.kind in _PLAIN:
-        return tensor.size
     last = tensor.name.rpartition(".")[2]
     if tensor.kind in ("U8", "I8") and _bits_and_bytes(tensor, others):
         return 2 * tensor.size
+    if tensor.kind in _PLAIN:
+        return tensor.size
     if tensor.kind in ("I32", "U32") and last in ("qweight", "qzeros"):
         if (bits := _bits(tensor, others)) is not None:
             return 32 * tensor.size // bits
@@ -115,7 +115,9 @@ def _unpacked(tensor: Tensor, others: Mapping[str, Tensor]) -> int | None:
 
 def _bits_and_bytes(tensor: Tensor, others: Mapping[str, Tensor]) -> bool:
     """Four bits each, as bitsandbytes packs them: one column, or with the state of the packing beside."""
-    return tensor.shape[1:] == (1,) or any(name.startswith(f"{tensor.name}.quant_state.") for name in others)
+    return (tensor.kind == "U8" and tensor.shape[1:] == (1,)) or any(
+        name.startswith(f"{tensor.name}.quant_state.") for name in others
+    )
 
 
 def _bits(tensor: Tensor, others: Mapping[str, Tensor]) -> int | None:

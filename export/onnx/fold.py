@@ -107,6 +107,8 @@ def _squeeze(inputs: Sequence[Any], options: Options) -> list[Array]:
 def _reshape(inputs: Sequence[Any], options: Options) -> list[Array]:
     data = inputs[0]
     sizes = [int(n) for n in (inputs[1] if len(inputs) > 1 else options["shape"])]
+    if min(sizes, default=0) < -1:
+        return []
     if not options.get("allowzero"):
         sizes = [data.shape[at] if n == 0 else n for at, n in enumerate(sizes)]
     return [np.reshape(data, sizes)] if len(sizes) <= 32 else []

@@ -343,3 +343,48 @@ def test_counting_needs_neither_torch_nor_onnxruntime(tmp_path):
     command = [sys.executable, "-c", code, str(write(tmp_path / "net.onnx"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert int(done.stdout) == 4 * 64 * 27
+
+
+def beside(folder: Path) -> Path:
+    """A matrix product whose weights, and the shape that it is brought to, lie in another file."""
+    nodes = [make_node("Reshape", ["x", "to"], ["r"]), make_node("MatMul", ["r", "w"], ["y"])]
+    numbers = {"to": np.array([-1, 8], np.int64), "w": np.ones((8, 5), np.float32)}
+    net = model(nodes, ("N", 2, 4), constants=[onnx.numpy_helper.from_array(a, n) for n, a in numbers.items()])
+    path = folder / "net.onnx"
+    onnx.save(net, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def test_weights_in_a_file_beside_count_and_so_do_its_bytes(tmp_path):
+    path = beside(tmp_path)
+    size = (tmp_path / "weights.bin").stat().st_size
+    assert size >= 4 * 40 + 8 * 2
+    cost = onnx_file.count_file(path)
+    assert (cost.why, cost.macs, cost.params, cost.bytes) == ("", 40, 40, path.stat().st_size + size)
+
+
+def test_weights_beside_that_are_too_short_or_elsewhere_are_refused(tmp_path):
+    path = beside(tmp_path)
+    whole = (tmp_path / "weights.bin").read_bytes()
+    (tmp_path / "weights.bin").write_bytes(whole[:-1])
+    with pytest.raises(ArtifactError, match=r"'weights\.bin', which has .* copy it beside the model"):
+        onnx_file.count_file(path)
+    (tmp_path / "weights.bin").write_bytes(whole)
+    for place in ("../weights.bin", "/etc/hostname", "", "a" * 5000, "nul\0l"):
+        net = onnx.load(path, load_external_data=False)
+        for tensor in net.graph.initializer:
+            tensor.external_data[0].value = place
+        (tmp_path / "other.onnx").write_bytes(net.SerializeToString())
+        with pytest.raises(ArtifactError):
+            onnx_file.count_file(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize(("dims", "size"), [([8, 6], 160), ([8, 5], 164), ([-8, -5], 160), ([2**40, 2**40], 160)])
+def test_a_tensor_that_says_more_or_less_than_it_holds_is_refused(dims, size, tmp_path):
+    net = model([make_node("MatMul", ["x", "w"], ["y"])], ("N", 8), constants=[onnx.numpy_helper.from_array(
+        np.ones((8, 5), np.float32), "w")])  # fmt: skip
+    net.graph.initializer[0].dims[:] = dims
+    net.graph.initializer[0].raw_data = bytes(size)
+    (tmp_path / "net.onnx").write_bytes(net.SerializeToString())
+    with pytest.raises(ArtifactError, match="not a valid ONNX model"):
+        onnx_file.count_file(tmp_path / "net.onnx")
