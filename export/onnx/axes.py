@@ -9,7 +9,7 @@ outputs' first axis too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from onnx import GraphProto, ModelProto, ValueInfoProto
@@ -36,13 +36,13 @@ _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "com.microsoft::DynamicQuantizeLST
 
 
 class Bound(NamedTuple):
-    """Inputs with sizes. `batch` names those whose axis 0 is taken for the batch, which is still to be shown."""
+    """Inputs with sizes. `batch` holds those whose axis 0 is taken for the batch, which is still to be shown."""
 
     inputs: dict[str, tuple[int | None, ...]]
-    batch: tuple[str, ...]
+    batch: dict[str, str]  # and its symbol, "" where it has none
     why: str  # an axis is unknown; "" where all are known
 
-    def doubled(self, names: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
+    def doubled(self, names: Collection[str]) -> dict[str, tuple[int | None, ...]]:
         """The inputs with twice the samples in these."""
         return {
             name: ((shape[0] or 0) * 2, *shape[1:]) if name in names else shape for name, shape in self.inputs.items()
@@ -63,7 +63,7 @@ def bind(model: ModelProto, given: Mapping[str, Shape]) -> Bound:
         sizes |= _match(name, axes[name], whole)
     elsewhere = {axis for others in axes.values() for axis in (others or ())[1:]}
     bound: dict[str, tuple[int | None, ...]] = {}
-    batch: list[str] = []
+    batch: dict[str, str] = {}
     why = ""
     for name, declared in axes.items():
         if name in given:
@@ -75,13 +75,13 @@ def bind(model: ModelProto, given: Mapping[str, Shape]) -> Bound:
         shape: list[int | None] = [axis if isinstance(axis, int) else sizes.get(axis) for axis in declared]
         if shape and shape[0] is None and (declared[0] or None) not in elsewhere and _may_be_samples(str(declared[0])):
             shape[0] = 1
-            batch.append(name)
+            batch[name] = str(declared[0])
         for at, (size, axis) in enumerate(zip(shape, declared, strict=True)):
             if size is None and not why:
                 called = f" ({axis!r})" if axis else ""
                 why = f"axis {at} of input {name!r}{called} has no size; {_cure(name, declared)}"
         bound[name] = tuple(shape)
-    return Bound(bound, tuple(batch), why)
+    return Bound(bound, batch, why)
 
 
 def inputs_of(graph: GraphProto) -> list[ValueInfoProto]:
@@ -111,9 +111,10 @@ def disproof(one: Walk, two: Walk, bound: Bound) -> str:
 
 def refusal(bound: Bound, why: str) -> str:
     """Say that an axis is not shown to be the batch, and the way out."""
-    name = bound.batch[0]
+    called = " and of ".join(f"{name!r}{f' ({symbol!r})' if symbol else ''}" for name, symbol in bound.batch.items())
+    name = next(iter(bound.batch))
     others = [size if size is not None else "D" for size in bound.inputs[name][1:]]
-    return f"axis 0 of input {name!r} is not shown to be the batch: {why}; {_cure(name, ('D', *others))}"
+    return f"axis 0 of input {called} is not shown to be the batch: {why}; {_cure(name, ('D', *others))}"
 
 
 def _mixes(before: Step, after: Step) -> str:

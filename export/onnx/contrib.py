@@ -112,6 +112,7 @@ _SAME = """
 RULES: dict[str, Rule] = {
     **{f"com.microsoft::{name}": Rule(_same) for name in _SAME.split()},
     "SimplifiedLayerNormalization": Rule(_same),
+    "GroupNormalization": Rule(_same),
     "com.microsoft::QuantizeLinear": Rule(_same, 2),
     "com.microsoft::DequantizeLinear": Rule(_same, FLOAT),
     "com.microsoft::QLinearAdd": Rule(lambda x, options: [np.broadcast_shapes(x[0], x[3])]),
@@ -133,7 +134,7 @@ RULES: dict[str, Rule] = {
     "com.microsoft::Attention": Rule(_attention),
     "com.microsoft::QAttention": Rule(_attention, FLOAT),
     "com.microsoft::MultiHeadAttention": Rule(lambda x, options: [(*x[0][:2], x[2][2])]),
-    "com.microsoft::EmbedLayerNormalization": Rule(lambda x, options: [(*x[0], x[2][1]), (x[0][0],)], FLOAT),
+    "com.microsoft::EmbedLayerNormalization": Rule(lambda x, options: [(*x[0], x[2][1]), (x[0][0],)], 2),
     "com.microsoft::DynamicQuantizeLSTM": Rule(_lstm),
     "ai.onnx.ml::LinearRegressor": Rule(_linear, FLOAT),
     "ai.onnx.ml::LinearClassifier": Rule(_classes, FLOAT),

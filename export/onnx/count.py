@@ -91,11 +91,14 @@ def _batch(model: ModelProto, bound: axes.Bound, seen: Walk, given: Mapping[str,
         return axes.refusal(bound, why) if why else ""
     ends = [shape[:1] for value in model.graph.output if (shape := seen.scope.know(value.name).shape)]
     for name, axis in ((name, axes_of[0]) for name, axes_of in bound.inputs.items() if axes_of and name not in given):
-        fixed = axis is not None and axis > 1 and (axis,) in ends
-        if fixed and not axes.disproof(seen, walk(model, bound.doubled([name])), bound):
+        if axis is None or axis < 2 or (axis,) not in ends:
+            continue
+        twice = walk(model, bound.doubled([name]))
+        if twice.gaps or not axes.disproof(seen, twice, bound):
+            whole = ",".join(map(str, bound.inputs[name]))
             return (
-                f"the batch of input {name!r} is fixed at {axis}; costs are stated for one input: export the model "
-                "with a symbolic batch, or with batch 1"
+                f"the batch of input {name!r} is fixed at {axis}, and costs are stated for one input: export the model "
+                f"with a symbolic batch, or count all of them with --shape {name}={whole}"
             )
     return ""
 

@@ -178,8 +178,6 @@ RULES: dict[str, Fold] = {
     "Cast": lambda inputs, options: [inputs[0].astype(_KINDS[options["to"]])],
     "CastLike": lambda inputs, options: [inputs[0].astype(inputs[1].dtype)],
     "Clip": _clip,
-    "Shape": lambda inputs, options: [np.array(inputs[0].shape, "i8")[options.get("start") : options.get("end")]],
-    "Size": lambda inputs, options: [np.array(inputs[0].size, "i8")],
     "ReduceProd": _reduce(np.prod),
     "ReduceSum": _reduce(np.sum),
     "ReduceMax": _reduce(np.max),

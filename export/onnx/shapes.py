@@ -104,7 +104,7 @@ def infer(node: NodeProto, name: str, inputs: Sequence[Known], opsets: Opsets, g
     elif node.domain in ("", "ai.onnx", "ai.onnx.ml"):
         types = _by_onnx(node, name, inputs, opsets, gaps)
     outputs = [known(kind, None, constant) for kind in types]
-    return _folded(node, name, inputs, outputs) if name in FOLDED else outputs
+    return _folded(node, name, inputs, outputs) if name in FOLDED or name in ("Shape", "Size") else outputs
 
 
 def _by_us(rule: contrib.Rule, node: NodeProto, inputs: Sequence[Known]) -> list[TypeProto | None]:
@@ -133,21 +133,29 @@ def _by_onnx(
         return [None] * len(node.output)
     try:
         made = onnx.shape_inference.infer_node_outputs(schema, node, kinds, data, opset_imports=opsets.imports)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # its rules raise many kinds
         gaps.append(f"{name} {node.name!r}: the shapes of the model cannot be inferred: {first_line(error)}")
         return [None] * len(node.output)
-    return [made.get(n) for n in node.output]
+    ends = [made.get(n) for n in node.output]
+    if name == "Reshape" and ends and inputs[0].shape is not None:
+        after = known(ends[0]).shape
+        if after is not None and prod(after) != prod(inputs[0].shape):  # onnx takes a fixed target as it is
+            gaps.append(f"Reshape {node.name!r}: {list(inputs[0].shape)} does not fit {list(after)}")
+            return [None]
+    return ends
 
 
 def _folded(node: NodeProto, name: str, inputs: Sequence[Known], outputs: list[Known]) -> list[Known]:
     """Carry out what shapes are reckoned by: Shape and Size of a known shape, and arithmetic on known numbers."""
+    arrays: list[NDArray[Any]] = []
     if name in ("Shape", "Size"):
-        shape = inputs[0].shape if inputs else None
-        arrays = fold(name, [np.broadcast_to(np.int8(0), shape)], options_of(node)) if shape is not None else []
+        shape, options = inputs[0].shape if inputs else None, options_of(node)
+        if shape is not None:
+            part = shape[options.get("start") : options.get("end")]
+            arrays = [np.array(part if name == "Shape" else prod(shape), np.int64)]
     else:
         ready = all(given.data is not None or not n for n, given in zip(node.input, inputs, strict=True))
         sizes = [prod(out.shape) if out.shape is not None else 0 for out in outputs]
-        arrays = []
         if ready and node.input and max(sizes, default=0) <= SMALL:
             arrays = fold(name, [given.data for given in inputs], options_of(node))
     if not arrays or len(arrays) > len(outputs):

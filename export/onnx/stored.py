@@ -1,14 +1,15 @@
 """Which of the numbers that an ONNX file holds are parameters: all that reach a result as values, whatever their type.
 
 Not counted are numbers that only say where, how many or in which shape (the second input of Reshape, the indices of
-Gather, truths that choose), batch norm's statistics, single numbers, and labels: whole numbers that are only handed
-out. Whole numbers that hold several each are counted by what they are unpacked to, those of a palette as well as its
-colours. Of sparse tensors the stored numbers count. What could hold numbers out of sight is named.
+Gather, truths that choose), batch norm's statistics, single numbers, labels (whole numbers that are only handed out),
+and what reaches no result. Whole numbers that hold several each are counted by what they are unpacked to, those of a
+palette as well as its colours. Of sparse tensors the stored numbers count. What could hold numbers out of sight is
+named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from compress.export.onnx.axes import inputs_of
+from compress.export.onnx.fold import SMALL
 from compress.export.onnx.shapes import op_name
 from compress.export.onnx.walk import Walk
 from compress.reading import operators
@@ -38,16 +40,20 @@ WHERE: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 _MOVED = frozenset(
     """
-    Cast Compress Concat Expand Flatten Gather GatherElements GatherND Identity Reshape Slice Split Squeeze Tile
-    Transpose Unsqueeze Where If Loop ZipMap ai.onnx.ml::ZipMap ai.onnx.ml::ArrayFeatureExtractor
+    And Cast Compress Concat Equal Expand Flatten Gather GatherElements GatherND Identity Not Or Reshape Slice Split
+    Squeeze Tile Transpose Unsqueeze Where If Loop ZipMap ai.onnx.ml::ZipMap ai.onnx.ml::ArrayFeatureExtractor
     """.split()  # noqa: SIM905
 )
 _BITS = frozenset({"BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Mod", "Floor"})
+_ATTRIBUTES = ":attributes"  # of a linear model, as if they were a tensor
 _PASSES = 4
 _FEW = 64  # numbers in an attribute that say where or how many
 _LOOKUPS = ("Gather", "GatherElements", "GatherND")
 _WIDE = (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64, TensorProto.BOOL)
 _FLOATS = frozenset(kind for name, kind in TensorProto.DataType.items() if "FLOAT" in name or "COMPLEX" in name) | {11}
+
+
+Makers = dict[str, list[tuple[str, Sequence[str]]]]  # of each value: operators that make it, and of what
 
 
 class Tally(NamedTuple):
@@ -78,9 +84,10 @@ class Flow:
 def tally(model: ModelProto, seen: Walk) -> Tally:
     """Count the parameters of a model, whose shapes a walk has followed as far as they are known."""
     flow = read_flow(model)
-    levels = _levels(flow, [value.name for value in model.graph.output])
-    placed = _placed(flow)
-    unpacked, looked_up = _unpacked(flow, seen), _looked_up(flow)
+    made_by, constant = _makers(flow), _constant_names(flow)
+    values = _levels(made_by, [value.name for value in model.graph.output])
+    choices = _levels(made_by, [name for name in _where(flow) if name not in constant])
+    unpacked, looked_up = _unpacked(flow, seen, constant), _looked_up(flow, made_by, constant)
     packed = dict(_packed(flow))
     first = next(iter(inputs_of(model.graph)), None)
     axes = first.type.tensor_type.shape.dim if first is not None else []
@@ -90,11 +97,10 @@ def tally(model: ModelProto, seen: Walk) -> Tally:
         size = max(packed.get(name, 0), unpacked.get(name, 0), size)
         if size <= 1 or (name in BAKED and size <= channels) or kind == TensorProto.STRING:
             continue
-        enough = 2 if kind in _WIDE else 1
-        level = max(levels.get(name, 0), looked_up.get(name, 0))
-        if level == 0 and name not in placed:  # nobody reads it, or nobody reads what is made of it
-            level = 0 if kind in _WIDE else 2
-        total += size if level >= enough else 0
+        whole = kind not in _FLOATS
+        level = max(values.get(name, 0), looked_up.get(name, 0))
+        chosen = choices.get(name, 0) > whole and (size > SMALL or kind not in _WIDE)
+        total += size if chosen or level > (kind in _WIDE) or name.endswith(_ATTRIBUTES) else 0
     return Tally(total, tuple({**flow.hidden, **dict.fromkeys(_handed_over(flow))}))
 
 
@@ -189,14 +195,14 @@ def _attributes(node: NodeProto, name: str, makes: Sequence[str], flow: Flow) ->
     """
     if node.domain == "ai.onnx.ml" and name in operators.onnx():
         numbers = sum(len(a.floats) for a in node.attribute)
-        flow.weights.append(Weight(f"{makes[0] if makes else ''}:attributes", TensorProto.FLOAT, numbers))
+        flow.weights.append(Weight(f"{makes[0] if makes else ''}{_ATTRIBUTES}", TensorProto.FLOAT, numbers))
     elif name != "Constant":
         sizes = [prod(a.t.dims) for a in node.attribute if a.HasField("t")]
         tensors = max(sizes, default=0) > 1 or any(a.tensors or a.HasField("sparse_tensor") for a in node.attribute)
         foreign = node.domain not in ("", "ai.onnx") and name not in operators.onnx()
-        if tensors or (
-            foreign and any(a.s or a.strings or len(a.floats) > 1 or len(a.ints) > _FEW for a in node.attribute)
-        ):
+        packs = foreign and node.domain.startswith("com.microsoft")
+        texts = any(a.s or a.strings or len(a.floats) > 1 or len(a.ints) > _FEW for a in node.attribute)
+        if tensors or packs or (foreign and texts):
             flow.hidden[name] = None
 
 
@@ -218,11 +224,10 @@ def _arguments(node: NodeProto, function: FunctionProto, flow: Flow) -> None:
 # ---- what becomes of it ---------------------------------------------------------------------------------------------
 
 
-def _levels(flow: Flow, outputs: Sequence[str]) -> dict[str, int]:
-    """How each value reaches an output: 2 as something that is reckoned with, 1 only moved about; absent: not."""
-    made_by = _makers(flow)
-    level = dict.fromkeys(outputs, 1)
-    todo = list(outputs)
+def _levels(made_by: Makers, ends: Sequence[str]) -> dict[str, int]:
+    """How each value reaches one of these: 2 as something that is reckoned with, 1 only moved about; absent: not."""
+    level = dict.fromkeys(ends, 1)
+    todo = list(ends)
     while todo:
         value = todo.pop()
         for name, reads in made_by.get(value, ()):
@@ -235,24 +240,18 @@ def _levels(flow: Flow, outputs: Sequence[str]) -> dict[str, int]:
     return level
 
 
-def _placed(flow: Flow) -> set[str]:
-    """All values that something else's place, number or shape is reckoned from."""
-    made_by = _makers(flow)
-    todo = [
-        reads[at] for _, name, reads, _ in flow.nodes for at in WHERE.get(name, ()) if at < len(reads) and reads[at]
-    ]
-    seen = set(todo)
-    while todo:
-        for _, reads in made_by.get(todo.pop(), ()):
-            fresh = {given for given in reads if given} - seen
-            seen |= fresh
-            todo += fresh
-    return seen
+def _where(flow: Flow) -> Iterator[str]:
+    """What operators read to know where, how many or which. Where that is reckoned from an input, as labels are that a
+    network chooses, the weights that it is reckoned with are weights.
+    """
+    for _, name, reads, _ in flow.nodes:
+        statistics = name == "BatchNormalization"
+        yield from (reads[at] for at in WHERE.get(name, ()) if at < len(reads) and reads[at] and not statistics)
 
 
-def _makers(flow: Flow) -> dict[str, list[tuple[str, Sequence[str]]]]:
+def _makers(flow: Flow) -> Makers:
     """Which operators make a value, of what; "" for one that has another name elsewhere."""
-    made_by: dict[str, list[tuple[str, Sequence[str]]]] = {}
+    made_by: Makers = {}
     for _, name, reads, makes in flow.nodes:
         for made in makes:
             made_by.setdefault(made, []).append((name, reads))
@@ -278,10 +277,9 @@ def _constant_names(flow: Flow) -> set[str]:
     return constant
 
 
-def _unpacked(flow: Flow, seen: Walk) -> dict[str, int]:
+def _unpacked(flow: Flow, seen: Walk, constant: Set[str]) -> dict[str, int]:
     """How many numbers whole ones become that are taken apart bit by bit, by the stored tensor's name."""
     whole = {weight.name for weight in flow.weights if weight.kind not in _FLOATS}
-    constant = _constant_names(flow)
     sources: dict[str, frozenset[str]] = {name: frozenset([name]) for name in whole}  # which of them a value is made of
     apart: set[str] = set()  # values made by taking bits apart
     ends: dict[str, int] = {}
@@ -314,12 +312,11 @@ def _is_whole(node: NodeProto, seen: Walk) -> bool:
     return kind is None or kind.tensor_type.elem_type not in _FLOATS
 
 
-def _looked_up(flow: Flow) -> dict[str, int]:
+def _looked_up(flow: Flow, made_by: Makers, constant: Set[str]) -> dict[str, int]:
     """Indices into stored tables whose result is stored numbers too, a palette: 2 where something is multiplied by
     that, else 1. (A table of positions is read by indices as well, but is added.)
     """
-    rows, constant = operators.onnx(), _constant_names(flow)
-    made_by = _makers(flow)
+    rows = operators.onnx()
 
     def behind(names: Sequence[str]) -> set[str]:
         todo, seen = [n for n in names if n in constant], set(names)

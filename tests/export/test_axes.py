@@ -192,7 +192,7 @@ REFUSED = {
             {"x": ("N", 8)},
             [MATRIX, array("to", [1, 8])],
         ),
-        "no output has it",
+        "does not fit",
         {"x": (1, 8)},
         40,
     ),

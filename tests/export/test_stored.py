@@ -89,9 +89,23 @@ STORED = {
         ),
         500,
     ),
-    "8 bits that nothing reads": (
-        file([node("MatMul", ["x", "v"], ["y"])], X, [weight("v", 8, 5), weight("q", 9, 9, dtype="i1")]),
-        40 + 81,
+    "weights of which only the largest result's place is told": (
+        file([MATMUL, node("ArgMax", ["y"], ["label"], axis=1)], X, [weight("w", 8, 5)], outputs=["label"]),
+        40,
+    ),
+    "8 bits of which only a label is told": (
+        file(
+            [
+                node("DequantizeLinear", ["q", "s", "z"], ["w"]),
+                MATMUL,
+                node("ArgMax", ["y"], ["i"], axis=1),
+                node("Gather", ["labels", "i"], ["label"]),
+            ],
+            X,
+            [weight("q", 8, 5, dtype="i1"), SCALE, ZERO, array("labels", range(5))],
+            outputs=["label"],
+        ),
+        40,
     ),
     "64 bits, as numbers": (
         file(
@@ -295,6 +309,10 @@ NOT_STORED = {
         {"x": (1, 8)},
         [array("i", [0, 0, 0])],
     ),
+    "weights that nothing reads": file([node("Relu", ["x"], ["y"])], X, [weight("w", 8, 5)]),
+    "weights of which nothing becomes": file(
+        [MATMUL, node("Relu", ["x"], ["z"])], X, [weight("w", 8, 5)], outputs=["z"]
+    ),
     "single numbers": file([node("Mul", ["x", "s"], ["y"])], X, [SCALE]),
     "padding": file([node("Pad", ["x", "p", "s"], ["y"])], X, [array("p", [0, 1, 0, 1]), SCALE]),
 }
@@ -358,6 +376,9 @@ HIDDEN = {
         X,
         domains=["com.microsoft"],
     ),
+    "an operator of onnxruntime that is not known here": file(
+        [node("QMoE", ["x", "w"], ["y"], domain="com.microsoft")], X, [weight("w", 8, 5)], domains=["com.microsoft"]
+    ),
     "trees": file(
         [node("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", nodes_values=[0.5] * 3)],
         X,
@@ -387,7 +408,11 @@ HIDDEN = {
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_what_may_hold_numbers_out_of_sight_is_named(name: str) -> None:
-    assert [word for word in ("EPContext", "Tree", "SVM", "Blob", "mine::F") if word in count(HIDDEN[name]).hidden[0]]
+    assert [
+        word
+        for word in ("EPContext", "QMoE", "Tree", "SVM", "Blob", "mine::F")
+        if word in count(HIDDEN[name]).hidden[0]
+    ]
 
 
 def test_a_stranger_whose_weights_are_plain_hides_nothing() -> None:

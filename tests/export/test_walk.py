@@ -38,8 +38,6 @@ FOLDED: dict[str, tuple[onnx.NodeProto, list[Any], int]] = {
     "Cast to int": (node("Cast", ["a"], ["y"], to=TensorProto.INT64), [np.array([1.7, -1.7], "f4")], 18),
     "Cast to float": (node("Cast", ["a"], ["y"], to=TensorProto.FLOAT), [INTS], 18),
     "Clip": (node("Clip", ["a", "l", "h"], ["y"]), [INTS, np.array(0, "i8"), np.array(4, "i8")], 18),
-    "Size": (node("Size", ["a"], ["y"]), [GRID], 18),
-    "Shape": (node("Shape", ["a"], ["y"], start=1), [GRID], 18),
     "ReduceProd of an old opset": (node("ReduceProd", ["a"], ["y"], axes=[0], keepdims=0), [GRID + 1], 13),
     "ReduceSum": (node("ReduceSum", ["a", "x"], ["y"], keepdims=1), [GRID, np.array([1], "i8")], 18),
     "ReduceMax": (node("ReduceMax", ["a"], ["y"], keepdims=0), [GRID], 18),
