@@ -49,6 +49,8 @@ def read(path: Path | str) -> ModelProto:
         model = onnx.load_model_from_string(data)
     except DecodeError:
         raise ArtifactError(f"{path}: not an ONNX model, or a truncated one ({len(data)} bytes).") from None
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: not an ONNX model: a name in it is no UTF-8 ({error.object[:40]!r}).") from None
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     if not model.graph.node or not model.opset_import:
@@ -60,7 +62,9 @@ def read(path: Path | str) -> ModelProto:
         _check_sizes(model)
         if not any(map(_is_outside, tensors(model))):
             onnx.checker.check_model(data)
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+    except ArtifactError:
+        raise
+    except Exception as error:  # onnx raises kinds of its own, of which some are not where they are documented
         raise ArtifactError(f"{path}: not a valid ONNX model: {first_line(error)}") from None
     return model
 

@@ -15,14 +15,16 @@ MESSAGE, TEXT, NUMBER = 640, 64, 8  # bytes in memory, in both of the readers th
 ALLOWED = 256 * 2**20  # bytes beside those of the file itself; more in proportion for files above 100 MB
 _PACKED = {FieldDescriptor.TYPE_INT32: 8, FieldDescriptor.TYPE_INT64: 16, FieldDescriptor.TYPE_UINT64: 16}
 
-Fields = dict[int, tuple[int, Any]]  # number of a field -> bytes for each of its own bytes, schema of the message in it
+# Of each field by its number: bytes in memory for each of its own, the schema of the message in it, whether it is text.
+Fields = dict[int, tuple[int, Any, bool]]
 
 
 def weigh(data: bytes, schema: Descriptor) -> int:
     """Return about how many bytes a message of this schema takes in memory beside a copy of its own.
 
-    Raises ArtifactError as soon as that is too much; it never takes longer than what is allowed can take. Bytes that
-    are no message are left to the parser, which refuses them.
+    Raises ArtifactError as soon as that is too much; it never takes longer than what is allowed can take. Raises
+    UnicodeDecodeError for a text that is none: Python would be given bytes for it. Bytes that are no message are left
+    to the parser, which refuses them.
     """
     allowed = ALLOWED * max(1, len(data) // 10**8)
     cost, todo = MESSAGE, [(0, len(data), _fields(schema))]
@@ -33,7 +35,7 @@ def weigh(data: bytes, schema: Descriptor) -> int:
             kind = tag & 7 if at >= 0 else -1
             if kind == 2:
                 size, at = _varint(data, at, end)
-                times, inner = fields.get(tag >> 3, (0, None))
+                times, inner, text = fields.get(tag >> 3, (0, None, False))
                 if at + size > end or at < 0:
                     return cost
                 if inner is not None:
@@ -41,6 +43,8 @@ def weigh(data: bytes, schema: Descriptor) -> int:
                     todo.append((at, at + size, _fields(inner)))
                 else:
                     cost += TEXT + times * size
+                    if text:
+                        data[at : at + size].decode()
                 at += size
             elif kind == 0:
                 _, at = _varint(data, at, end)
@@ -75,4 +79,5 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 @cache
 def _fields(schema: Descriptor) -> Fields:
-    return {field.number: (_PACKED.get(field.type, 0), field.message_type) for field in schema.fields}
+    texts = FieldDescriptor.TYPE_STRING
+    return {f.number: (_PACKED.get(f.type, 0), f.message_type, f.type == texts) for f in schema.fields}

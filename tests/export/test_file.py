@@ -292,6 +292,7 @@ FOREIGN = {
     "text": (b"not a network\n", "not an ONNX model"),
     "a model without a graph": (onnx.ModelProto(ir_version=10).SerializeToString(), "no ONNX graph"),
     "weights elsewhere, and not there": (OUTSIDE.SerializeToString(), "is missing"),
+    "a name that is no text": (SMALL.SerializeToString().replace(b"conv", b"c\xff\xfev"), "no UTF-8"),
     "weights without numbers": (HOLLOW.SerializeToString(), "not a valid ONNX model"),
 }
 
