@@ -17,7 +17,8 @@ from compress.export import artifact, picture
 from compress.export.onnx.shapes import first_line
 from compress.export.page import write_report
 from compress.export.parts import Costs, Dataset, Environment, Preprocessing, SpaceRow, portable
-from compress.export.report import SCHEMA_VERSION, Accuracy, Report, TrainCost, judged
+from compress.export.report import SCHEMA_VERSION, UNWRITTEN, Accuracy, Report, Told, TrainCost, judged
+from compress.export.seal import facts
 from compress.export.verify import digest
 from compress.reading.graph import Graph
 from compress.reading.inputs import arguments, each
@@ -114,25 +115,27 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
         listen(Warned(note))
     accuracy = _accuracy(compact, finished)
     listen(Doing("exporting: safetensors, ONNX and torch programs, each read back in a fresh process"))
-    baked = recipe.export.bake_preprocessing
+    told = _told(finished, compact)
     written = artifact.write(
         compact,
         folder,
         budget=finished.budget,
         base=story.base,
         images=data.raw("val", IMAGES),
-        preprocessing=Preprocessing.of_inputs(
-            each(data.shape), mean=data.mean, std=data.std, classes=data.classes, baked=baked
-        ),
+        preprocessing=_preprocessing(finished),
         recipe_text=recipes.dump(recipe),
+        facts=facts(told.plain() | {"accuracy": accuracy.plain()}),
         source=recipe.folder,
     )
     notes = [*story.notes, *removed, *story.full.notes, *unseen(compact.model, data.shape), *written.notes]
-    report = _report(finished, compact, accuracy, written, notes=notes, seconds=clock())
+    report = _report(finished, told, accuracy, written, notes=notes, seconds=clock())
     notes += illustrate(report, folder / picture.PICTURE)
-    report = report.model_copy(update={"notes": tuple(notes)})
-    write_report(report, folder)
-    return report
+    return write_report(report.model_copy(update={"notes": tuple(notes)}), folder)
+
+
+def _preprocessing(finished: Finished) -> Preprocessing:
+    data, baked = finished.data, finished.recipe.export.bake_preprocessing
+    return Preprocessing.of_inputs(each(data.shape), mean=data.mean, std=data.std, classes=data.classes, baked=baked)
 
 
 def illustrate(report: Report, path: Path) -> list[str]:
@@ -178,19 +181,37 @@ def _accuracy(compact: Compact, finished: Finished) -> Accuracy:
     return Accuracy.of({"metric": task.name, "val": scores["val"], "test": scores.get("test"), "required": required})
 
 
+def _told(finished: Finished, compact: Compact) -> Told:
+    """How the network came to be, which is known before its files are written: model.onnx seals it."""
+    recipe, data, story = finished.recipe, finished.data, finished.story
+    return Told.of(
+        {
+            "train_cost": story.train_cost,
+            "drift": compact.drift,
+            "spaces": _space_rows(story, compact.removed),
+            "steps": story.steps,
+            "history": story.history,
+            "seeds": {"seed": recipe.seed},
+            "data": Dataset(name=data.name, counts=dict(data.counts), digest=data.digest),
+        }
+        | ({"code": code} if (code := _code(recipe)) else {})
+    )
+
+
 def _report(
     finished: Finished,
-    compact: Compact,
+    told: Told,
     accuracy: Accuracy,
     written: artifact.Written,
     *,
     notes: Sequence[str],
     seconds: float,
 ) -> Report:
-    recipe, data, story = finished.recipe, finished.data, finished.story
+    data, story = finished.data, finished.story
     outcome, landing = judged(written.rows, accuracy)
     return Report.of(
-        {
+        told.plain()
+        | {
             "schema_version": SCHEMA_VERSION,
             "verdict": outcome,
             "budget": written.rows,
@@ -198,22 +219,15 @@ def _report(
             "cost": Costs.of_cost(written.cost),
             "base": Costs.of_cost(story.base),
             "accuracy": accuracy,
-            "train_cost": story.train_cost,
-            "drift": compact.drift,
             "parity": written.parity,
             "preprocessing": written.preprocessing,
-            "spaces": _space_rows(story, compact.removed),
-            "steps": story.steps,
-            "history": story.history,
-            "seeds": {"seed": recipe.seed},
-            "data": Dataset(name=data.name, counts=dict(data.counts), digest=data.digest),
             "environment": Environment.here(device=str(data.device), threads=torch.get_num_threads()),
             "command": story.command,
             "resumed_from": story.resumed,
             "seconds": seconds,
             "notes": notes,
+            **UNWRITTEN,
         }
-        | ({"code": code} if (code := _code(recipe)) else {})
     )
 
 

@@ -1,7 +1,8 @@
 """The files of a finished network: written once, and read back in fresh processes.
 
     model.safetensors   the weights, and as its only metadata how to build the network again
-    model.onnx          the network for any runtime, with its budget, claims and preprocessing in its metadata
+    model.onnx          the network for any runtime; its metadata holds budget, claims, preprocessing and what it seals:
+                        the accuracy, how the network came to be, and the digests of the files below and above
     model.pt2           the network for torch alone
     model.py            the same as source text that people read, for torch and safetensors; not every network has one
     recipe.yaml         the recipe with every default filled in
@@ -32,10 +33,11 @@ from compress.export.onnx.shapes import first_line
 from compress.export.parity import normalised, read_back
 from compress.export.parts import Parity, Preprocessing, portable
 from compress.export.report import Row, rows_of
+from compress.export.seal import MODEL, SEALED
 from compress.export.source.spelling import Unspelled
 from compress.export.source.text import SOURCE, spell_out
 from compress.export.translate import save_program, to_onnx, to_program
-from compress.export.verify import verify
+from compress.export.verify import digest, verify
 from compress.export.weights import save_weights, tensors_of
 from compress.reading.inputs import Batch
 
@@ -63,20 +65,23 @@ def write(
     images: Batch,
     preprocessing: Preprocessing,
     recipe_text: str,
+    facts: Mapping[str, Any],
     source: Path | None = None,
 ) -> Written:
     """Write the model files and the recipe into an empty folder, and check them as their users will meet them.
 
     `images` uint8 [n, C, H, W] are real ones, in a tuple with the further inputs, float32 [n, ...], of a network that
     takes several. Where the preprocessing is baked, the normalisation is in model.onnx, whose images are then float32
-    in [0, 255]. `source` is the folder of the recipe, where a factory "./net.py:make" is found.
+    in [0, 255]. `facts` are what `seal.facts` says of the run: model.onnx seals them, with the digests of the files
+    beside it. `source` is the folder of the recipe, where a factory "./net.py:make" is found.
 
     Raises ArtifactError where a file does not compute what the network computes or holds more MACs than were counted. A
     network over its budget is written all the same: its rows say so.
     """
     network = contiguous(compact.model)
-    cost, notes = save_models(network, compact, folder, budget=budget, base=base, preprocessing=preprocessing)
     (folder / "recipe.yaml").write_text(portable(recipe_text), encoding="utf-8")
+    draft, notes = save_models(network, compact, folder, budget=budget, base=base, preprocessing=preprocessing)
+    cost = draft.sealed(folder, facts)
     counted = replace(budget, limits=tuple(limit for limit in budget.limits if limit not in budget.latencies))
     verdict = verify(folder / "model.onnx", counted)
     if verdict.code == ArtifactError.exit_code:
@@ -90,16 +95,34 @@ def write(
         if not str(error).startswith(str(folder / SOURCE)):
             raise
         (folder / SOURCE).unlink()  # a convenience: the other files do not depend on it
+        cost = draft.sealed(folder, facts)
         notes = [f"{SOURCE} is left out: {str(error).removeprefix(f'{folder / SOURCE}: ')}"]
         parity = read_back(folder, images, expected.numpy(), source)
     measured = measured_latencies(folder / "model.onnx", budget)  # after all else: nothing of ours runs beside it
     return Written(cost, rows_of(budget, cost, measured), parity, preprocessing, tuple(notes))
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """model.onnx before it is sealed: the network, its metadata, and its cost but for the size of the file."""
+
+    model: onnx.ModelProto
+    topics: Mapping[str, Any]
+    cost: Cost
+
+    def sealed(self, folder: Path, facts: Mapping[str, Any]) -> Cost:
+        """Write model.onnx, which seals `facts` and the files that lie in the folder; the cost with its size."""
+        files = {name: digest(folder / name) for name in SEALED if (folder / name).is_file()}
+        topics = {**self.topics, "sealed": {**facts, "files": files}}
+        return replace(self.cost, bytes=onnx_file.write_sealed(onnx_file.stamp(self.model, topics), folder / MODEL))
+
+
 def save_models(
     network: nn.Module, compact: Compact, folder: Path, *, budget: Budget, base: Cost, preprocessing: Preprocessing
-) -> tuple[Cost, list[str]]:
-    """Write the model files of a network on the CPU; its cost with the size of model.onnx, and why one was left out."""
+) -> tuple[Draft, list[str]]:
+    """Write the model files of a network on the CPU but model.onnx, which comes back as a draft; and why one was left
+    out.
+    """
     structure, tensors = compact.structure.to_json(), tensors_of(network)
     save_weights(folder / "model.safetensors", structure, tensors)
     names = ["images", *(other.name for other in preprocessing.others)]
@@ -112,6 +135,7 @@ def save_models(
     if preprocessing.baked:
         mean, std = preprocessing.mean, preprocessing.std
         model = onnx_file.bake(model, [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)])
+    save_program(program, folder / "model.pt2")
     memory = max(compact.cost.memory, onnx_count.count(model).memory or 0)  # of two counters, the stricter
     cost = replace(compact.cost, memory=memory)
     topics = {
@@ -128,9 +152,7 @@ def save_models(
         "structure": _fingerprint(structure, tensors),
         "versions": {"onnx": onnx.__version__, "torch": str(torch.__version__)},
     }
-    size = onnx_file.write_sealed(onnx_file.stamp(model, topics), folder / "model.onnx")
-    save_program(program, folder / "model.pt2")
-    return replace(cost, bytes=size), notes
+    return Draft(model, topics, cost), notes
 
 
 def spelled_out(

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from compress.budget.units import MEMORY, percent, show_score, span
+from compress.export.canonical import fingerprint
 from compress.export.parts import Environment, HistoryRow, Preprocessing, SpaceRow
 from compress.export.picture import PICTURE
 from compress.export.report import Report, Row, TimedRow, exactly
+from compress.export.seal import FILES, REPORT
+from compress.export.verify import digest
 
 _COUNTED_BY = {
     "params": "parameters",
@@ -35,12 +38,20 @@ _ROUNDS, _COLUMNS, _SPACES, _NOTES = 5, 8, 8, 2  # of the tables here
 Lines = list[str]
 
 
-def write_report(report: Report, folder: Path | str) -> None:
-    """Write report.json (sorted keys) and report.md, which shows the picture that lies in the folder, if one does."""
+def write_report(report: Report, folder: Path | str) -> Report:
+    """Write report.md, which shows the picture that lies in the folder, if one does; then report.json (sorted keys),
+    which holds the digests of all files that lie there and its own. Return the report with them.
+    """
+    place = Path(folder)
+    picture = PICTURE if (place / PICTURE).is_file() else None
+    (place / "report.md").write_text(markdown(report, picture), encoding="utf-8")
+    files = {name: digest(place / name) for name in FILES if (place / name).is_file()}
+    report = report.model_copy(update={"files": files})
+    own = fingerprint({key: value for key, value in report.plain().items() if key != "digest"})
+    report = report.model_copy(update={"digest": own})
     text = json.dumps(report.plain(), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    Path(folder, "report.json").write_text(text + "\n", encoding="utf-8")
-    picture = PICTURE if Path(folder, PICTURE).is_file() else None
-    Path(folder, "report.md").write_text(markdown(report, picture), encoding="utf-8")
+    (place / REPORT).write_text(text + "\n", encoding="utf-8")
+    return report
 
 
 def markdown(report: Report, picture: str | None = None) -> str:

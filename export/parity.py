@@ -23,7 +23,6 @@ from compress.export.latency import child_environment
 from compress.export.onnx import file as onnx_file
 from compress.export.parts import Parity, Preprocessing
 from compress.export.source.text import SOURCE
-from compress.export.verify import digest
 from compress.reading.inputs import Batch, arguments
 
 MODELS = ("model.onnx", "model.pt2", "model.safetensors")
@@ -140,7 +139,6 @@ def parity_of(path: Path, outputs: Logits, truth: Logits, top1: bool = True) -> 
         )
     return Parity(
         bytes=path.stat().st_size,
-        sha256=digest(path),
         images=len(truth),
         max_abs=worst,
         max_rel=relative,

@@ -133,7 +133,6 @@ class Parity(Part):
     """What a file gave, run in a process of its own, beside what the network gives."""
 
     bytes: StrictWhole
-    sha256: Digest
     images: StrictWhole
     max_abs: StrictNotNegative
     max_rel: StrictNotNegative  # the same over the largest output

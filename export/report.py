@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from compress.budget.limits import Budget, Cost, Latency
 from compress.budget.units import percent, show, show_score, threads
 from compress.errors import ArtifactError
+from compress.export.canonical import LARGEST, read_json
 from compress.export.parts import (
     Costs,
     Dataset,
@@ -35,7 +36,10 @@ from compress.export.parts import (
     refusal,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+ModelName = Literal["model.onnx", "model.pt2", "model.py", "model.safetensors"]
+FileName = Literal[ModelName, "recipe.yaml", "report.md", "history.svg"]
+UNWRITTEN: Mapping[str, Any] = {"files": {}, "digest": "0" * 64}  # until `page.write_report` fills them in
 Unit = Literal["params", "MACs", "FLOPs", "FLOPs@2", "B", "B@activations"]
 Level = Literal["error", "warn"]
 
@@ -147,39 +151,64 @@ class TrainCost(Part):
     baseline: Baseline
 
 
-class Report(Part):
-    """Everything that report.json holds."""
+class Told(Part):
+    """How the network came to be: what a report tells before any file is written, and model.onnx seals."""
 
-    schema_version: Literal[1]
-    verdict: Outcome
-    budget: Annotated[tuple[AnyRow, ...], Field(min_length=1)]
-    landing: Landing
-    cost: Costs  # of the compact network
-    base: Costs  # of the full model
-    accuracy: Accuracy
     train_cost: TrainCost | None  # None: trained elsewhere
     drift: StrictNotNegative  # largest difference of the masked and the compact network's outputs
-    parity: dict[str, Parity]  # by file
-    preprocessing: Preprocessing
     spaces: tuple[SpaceRow, ...]
     steps: tuple[StepRow, ...]
     history: tuple[HistoryRow, ...]
     seeds: dict[str, Annotated[int, Field(strict=True)]]
     data: Dataset
     code: dict[str, Digest] = Field({})  # of every file of the user's own that the recipe names, by its import path
+
+
+class Report(Told):
+    """Everything that report.json holds."""
+
+    schema_version: Literal[2]
+    verdict: Outcome
+    budget: Annotated[tuple[AnyRow, ...], Field(min_length=1)]
+    landing: Landing
+    cost: Costs  # of the compact network
+    base: Costs  # of the full model
+    accuracy: Accuracy
+    parity: dict[ModelName, Parity]  # by file
+    preprocessing: Preprocessing
     environment: Environment
     command: Text
     resumed_from: StrictWhole | None  # the optimizer step that an interrupted run went on from
     seconds: StrictNotNegative
     notes: tuple[Text, ...]
+    files: dict[FileName, Digest]  # the SHA-256 of every other file of the folder
+    digest: Digest  # the SHA-256 of all of the above as JSON with sorted keys, without spaces, in ASCII
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read report.json. Raises ArtifactError where it is damaged, or holds something else."""
+        return cls.told(path, document(path))
+
+    @classmethod
+    def told(cls, path: Path, content: Mapping[str, Any]) -> Self:
+        """Take what a file holds for a report. Raises ArtifactError, with the file's path, where it is none."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate(content)
         except ValidationError as error:
             raise ArtifactError(f"{path}: not a report, or a damaged one ({refusal(error)}).") from None
+
+
+def document(path: Path) -> dict[str, Any]:
+    """Return what report.json holds, unchecked. Raises ArtifactError where it is no JSON, or no table of it."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it is longer than {LARGEST:,} bytes")
+        content = read_json(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is no table")
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not a report, or a damaged one ({error}).") from None
+    return content
 
 
 def report_schema() -> dict[str, Any]:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.budget.limits import Budget, Cost, Latency, amounts
-from compress.budget.units import MEMORY, show, span, threads
+from compress.budget.units import MEMORY, show, span
 from compress.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from compress.export.onnx.count import FileCost
-    from compress.export.report import Report
 
 Shapes = Mapping[str, tuple[int, ...]]  # of inputs, by name
 Asked = str | Sequence[str | Mapping[str, str]] | Budget  # which budget a file must keep
@@ -71,7 +70,7 @@ def verify(path: Path | str, budget: Asked | None = None, *, shape: str | Sequen
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder.")
     shapes = _shapes([shape] if isinstance(shape, str) else shape)
-    check = {".onnx": _check_onnx, ".safetensors": _check_weights}.get(path.suffix)
+    check = {".onnx": check_onnx, ".safetensors": _check_weights}.get(path.suffix)
     if path.is_dir():
         check = _check_folder
     if check is None:
@@ -102,7 +101,8 @@ def _shapes(texts: Sequence[str]) -> Shapes:
     return shapes
 
 
-def _check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
+def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
+    """Check an .onnx file. Raises what `verify` raises, and ArtifactError where the file is broken or belies itself."""
     from compress.export.onnx import axes, count  # onnx costs a quarter of a second: only when it is needed
     from compress.export.onnx import file as onnx_file
 
@@ -213,50 +213,9 @@ def _check_weights(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
 
 
 def _check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
-    """Check model.onnx, and that report.json tells the truth about it and about every other file."""
-    file, story = path / "model.onnx", path / "report.json"
-    for needed in (file, story):
-        if not needed.is_file():
-            raise UsageError(f"{path}: holds no {needed.name}; give the output folder of a finished run.")
-    verdict = _check_onnx(file, asked, shapes)
-    if verdict.code not in (0, 1):
-        return verdict
-    from compress.export.report import Report  # pydantic costs as much again as all else here
+    from compress.export.folder import check_folder  # pydantic costs as much again as all else here
 
-    report = Report.read(story)
-    if lies := _lies(path, report):
-        raise ArtifactError(f"{story}: does not agree with the files beside it: {'; '.join(lies)}.")
-    if report.accuracy.missed and verdict.code == 0:
-        reached, required = report.accuracy.val, report.accuracy.required
-        missed = f"not kept: validation accuracy {reached} is below the {required} that the recipe requires."
-        return replace(verdict, code=1, lines=(missed, *verdict.lines))
-    return verdict
-
-
-def _lies(path: Path, report: "Report") -> list[str]:
-    """Say where a report and the files disagree, in the order of a reader's interest."""
-    from compress.export.onnx import file as onnx_file
-
-    file = path / "model.onnx"
-    known = onnx_file.metadata(onnx_file.read(file))
-    cost, claims = report.cost.plain(), known.get("claims", {}) | {"bytes": file.stat().st_size}
-    if claims.get("thop", 0) is None:  # thop is blind to layers of this network: its figure is below the MACs
-        claims["thop"] = min(cost["thop"], cost["macs"] - 1)
-    lies = [f"{k} {cost[k]:,} and in model.onnx {v:,}" for k, v in sorted(claims.items()) if cost[k] != v]
-    if report.base.plain() != known.get("base"):
-        lies.append("the base model's cost is another one in model.onnx")
-    for row in report.budget:
-        value = row.value if threads(row.unit) else report.cost.cost().of(row.unit)
-        if (row.value, row.kept) != (value, value <= row.limit):
-            lies.append(f"the row of {row.text!r} says {row.value:,}, {'kept' if row.kept else 'not kept'}")
-    if report.verdict.code == 0 and any(row.broken for row in report.budget):
-        lies.append("it says that the budget is kept and shows that it is not")
-    for name, file_then in report.parity.items():
-        if not (path / name).is_file():
-            lies.append(f"{name} is missing")
-        elif digest(path / name) != file_then.sha256:
-            lies.append(f"{name} is not the file that was checked")
-    return lies
+    return check_folder(path, asked, shapes)
 
 
 def _judge(
@@ -279,6 +238,8 @@ def _judge(
 def _limits_for(path: Path, asked: Asked, base: Cost | None) -> tuple[Budget, list[str]]:
     if isinstance(asked, Budget):
         return asked, []
+    if asked == "sealed":
+        return _own_limits(path)
     shares = [amount.text for amount, _ in amounts(asked, finished=True) if amount.share is not None]
     if shares and base is None:
         raise UsageError(
@@ -286,6 +247,17 @@ def _limits_for(path: Path, asked: Asked, base: Cost | None) -> tuple[Budget, li
         )
     notes = [f"{', '.join(shares)}: of the base model as the metadata claims it"] if shares else []
     return Budget.parse(asked, base, finished=True), notes
+
+
+def _own_limits(path: Path) -> tuple[Budget, list[str]]:
+    """Return the limits that a file seals, and say that they are its own."""
+    from compress.export.onnx import file as onnx_file
+    from compress.export.seal import sealed_limits
+
+    if path.suffix != ".onnx":
+        raise UsageError(f"{path}: names no limits of its own; verify the model.onnx beside it, or its folder.")
+    budget = sealed_limits(path, onnx_file.metadata(onnx_file.read(path)))
+    return budget, ["the limits are the file's own (--budget sealed): whoever made the file chose them"]
 
 
 def _claims(path: Path, claims: Any, file: "FileCost") -> tuple[Cost | None, bool]:

@@ -18,13 +18,14 @@ LINKED = ("export", "models", "recipes")  # folders at the top that are packages
 
 # Low to high. A module imports what stands in a row below its own, or to its left in the same row.
 LAYERS = (
-    ("errors", "packages", "budget", "workplace"),
+    ("texts", "errors", "packages", "budget", "workplace"),
     ("recipe", "reading", "surgery"),
     ("training", "export", "methods"),
     ("delivery", "_plan", "console", "outcomes", "_run", "_init", "_export", "exits", "cli"),
 )
 HEIGHT = {name: height for height, name in enumerate(name for row in LAYERS for name in row)}
 WITHOUT_TORCH = (
+    "compress.texts",
     "compress.errors",
     "compress.packages",
     "compress.workplace",
@@ -37,6 +38,9 @@ WITHOUT_TORCH = (
     "compress.methods.*.settings",
     "compress.export.onnx.*",
     "compress.export.verify",
+    "compress.export.canonical",
+    "compress.export.seal",
+    "compress.export.folder",
     "compress.export.machine",
     "compress.export.latency",
     "compress.export.parts",

@@ -4,7 +4,6 @@ A file of ours ends with a seal, the digest of every byte before it, so that it 
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -16,6 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
 
 from compress.errors import ArtifactError, UsageError
+from compress.export.canonical import read_json, written
 from compress.export.onnx.count import FileCost, count
 from compress.export.onnx.fold import SMALL
 from compress.export.onnx.shapes import Shape, first_line
@@ -161,9 +161,10 @@ def metadata(model: ModelProto) -> dict[str, Any]:
     for entry in model.metadata_props:
         if entry.key.startswith(PREFIX) and entry.key != SEAL:
             try:
-                topics[entry.key.removeprefix(PREFIX)] = json.loads(entry.value)
-            except ValueError:
-                raise ArtifactError(f"the metadata {entry.key!r} is not JSON: {entry.value[:40]!r}.") from None
+                topics[entry.key.removeprefix(PREFIX)] = read_json(entry.value)
+            except ValueError as error:
+                what = f"the metadata {entry.key[:60]!r} is not JSON: {entry.value[:40]!r}"
+                raise ArtifactError(f"{what} ({error}).") from None
     return topics
 
 
@@ -244,8 +245,7 @@ def _twin_of(model: ModelProto) -> ModelProto:
 
 
 def _metadata_entry(topic: str, value: Any) -> StringStringEntryProto:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return StringStringEntryProto(key=PREFIX + topic, value=text)
+    return StringStringEntryProto(key=PREFIX + topic, value=written(value))
 
 
 def _seal(body: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """What is written computes what the network computes, holds nothing of the machine, and comes back."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from compress.export.onnx import file as onnx_file
 from compress.export.parity import MODELS, TOLERANCE, outputs_of, parity_of, read_back
 from compress.export.parts import Preprocessing
 from compress.export.translate import to_onnx, to_program
-from compress.export.verify import digest, verify
+from compress.export.verify import verify
 from compress.export.weights import load
 from compress.reading.measure import measure
 from compress.surgery.finalize import Compact
@@ -35,6 +36,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 NAMES = {"mean": MEAN, "std": STD, "classes": "abcde"}
 PLAIN, BAKED = (Preprocessing.of_inputs([SHAPE], baked=baked, **NAMES) for baked in (False, True))
 IMAGES = torch.randint(0, 256, (70, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+FACTS = {"accuracy": {"required": None, "test": 0.75, "val": 0.5}, "story": "0" * 64}
 OPTIONS = {"pools": [1], "hidden": [], "size": 8, "last_pool": "global", "classes": 5}
 MINE = """
 import torch
@@ -75,6 +77,7 @@ def write(folder: Path, net: Compact, **options: object) -> artifact.Written:
         "budget": Budget.parse("9MMACs"),
         "preprocessing": PLAIN,
         "recipe_text": f"data: {{path: {folder}/x.npz}}\n",
+        "facts": FACTS,
     }
     return artifact.write(net, folder, base=BASE, images=IMAGES, **(given | options))
 
@@ -117,19 +120,45 @@ def test_every_file_computes_what_the_network_computes(written):
         assert check.top1_equal
         assert check.max_rel <= TOLERANCE
         assert check.images == len(IMAGES)
-        assert (check.bytes, check.sha256) == ((folder / name).stat().st_size, digest(folder / name))
+        assert check.bytes == (folder / name).stat().st_size
 
 
 def saved(net: Compact, folder: Path) -> tuple[Cost, list[str]]:
     """The model files alone, not read back."""
     network = artifact.contiguous(net.model)
-    return artifact.save_models(network, net, folder, budget=Budget.parse("9MMACs"), base=BASE, preprocessing=PLAIN)
+    (folder / "recipe.yaml").write_text("data: {path: x.npz}\n")
+    options = {"budget": Budget.parse("9MMACs"), "base": BASE, "preprocessing": PLAIN}
+    draft, notes = artifact.save_models(network, net, folder, **options)
+    return draft.sealed(folder, FACTS), notes
 
 
 def test_equal_networks_give_equal_bytes(net, written, tmp_path):
     assert saved(net, tmp_path) == (written[1].cost, [])
     for name in (*MODELS, "model.py"):
         assert (written[0] / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_the_onnx_file_seals_the_run_and_every_file_beside_it_and_no_more(written):
+    folder = written[0]
+    sealed = onnx_file.metadata(onnx_file.read(folder / "model.onnx"))["sealed"]
+    others = {path.name for path in folder.iterdir()} - {"model.onnx"}
+    assert others == {"model.safetensors", "model.pt2", "model.py", "recipe.yaml"}
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in others}
+    assert sealed == FACTS | {"files": sums}
+
+
+def test_a_source_that_is_left_out_is_not_sealed(net, tmp_path, monkeypatch):
+    def broken(folder, *_):
+        if (folder / "model.py").is_file():
+            raise ArtifactError(f"{folder / 'model.py'}: differs.")
+        return {}
+
+    monkeypatch.setattr(artifact, "read_back", broken)
+    made = write(tmp_path, net)
+    assert made.notes == ("model.py is left out: differs.",)
+    sealed = onnx_file.metadata(onnx_file.read(tmp_path / "model.onnx"))["sealed"]
+    assert sorted(sealed["files"]) == ["model.pt2", "model.safetensors", "recipe.yaml"]
+    assert made.cost.bytes == (tmp_path / "model.onnx").stat().st_size
 
 
 def test_no_file_names_a_path_of_this_machine(written, mine):
@@ -217,7 +246,7 @@ def test_a_written_network_can_be_verified_without_any_of_this(written):
 def test_the_onnx_file_says_how_its_input_is_prepared(written, mine):
     for (folder, made), baked in (((written[0], written[1]), False), ((mine[0], mine[2]), True)):
         said = onnx_file.metadata(onnx_file.read(folder / "model.onnx"))
-        assert set(said) == {"base", "budget", "claims", "preprocessing", "structure", "versions"}
+        assert set(said) == {"base", "budget", "claims", "preprocessing", "sealed", "structure", "versions"}
         assert made.preprocessing.plain() == said["preprocessing"]
         assert said["preprocessing"] == {
             "layout": "NCHW",

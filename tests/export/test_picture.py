@@ -21,7 +21,7 @@ from compress.cli import main
 from compress.errors import UsageError
 from compress.export import picture
 from compress.export.parts import Environment, Preprocessing
-from compress.export.report import Report
+from compress.export.report import UNWRITTEN, Report
 
 COST = {"params": 580, "macs": 42_000, "thop": 42_900, "bytes": 9000, "memory": 900}
 HARD = {
@@ -67,7 +67,7 @@ def drawable(history: list[dict[str, Any]], **changes: Any) -> Report:
     """A report with this history; keywords replace its other parts."""
     preprocessing = {"mean": [0.5], "std": [0.5], "classes": "01", "baked": False}
     parts: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "verdict": {"code": 0, "text": "kept"},
         "budget": [HARD],
         "landing": {"unit": "FLOPs", "utilisation": 42.9 / 43, "left": 100},
@@ -88,6 +88,7 @@ def drawable(history: list[dict[str, Any]], **changes: Any) -> Report:
         "resumed_from": None,
         "seconds": 1.0,
         "notes": [],
+        **UNWRITTEN,
     }
     return Report.of(parts | changes)
 
@@ -303,7 +304,7 @@ def test_a_finished_run_is_drawn_again(folder: Path) -> None:
         ("--draw x.svg --json", GROWN, 2, "--draw prints no report; leave out --json, or call it twice."),
         ("--draw x.svg", [], 2, "run/report.json: holds no history that could be drawn; the network was not trained"),
         ("--draw x.svg", [7], 4, "run/report.json: not a report, or a damaged one (report.history[0] is 7: input"),
-        ("--draw x.svg", None, 4, "run/report.json: not a report, or a damaged one (Invalid JSON: EOF while parsing"),
+        ("--draw x.svg", None, 4, "run/report.json: not a report, or a damaged one (Expecting property name"),
     ],
 )
 def test_what_cannot_be_drawn_is_told_in_a_sentence(

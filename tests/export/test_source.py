@@ -349,7 +349,7 @@ def place(tmp_path_factory):
 def write(model: nn.Module, folder: Path, structure: Structure, source: Path | None = None) -> artifact.Written:
     net = Compact(model, structure, measure(model, SHAPE), SHAPE, drift=0.0, removed={})
     budget, base = Budget.parse("9MMACs"), Cost(10**6, 10**7, 10**7, 10**7)
-    options = {"preprocessing": PREPROCESSING, "recipe_text": "{}", "source": source}
+    options = {"preprocessing": PREPROCESSING, "recipe_text": "{}", "facts": {}, "source": source}
     return artifact.write(net, folder, budget=budget, base=base, images=IMAGES, **options)
 
 

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
-from reports import build
+from reports import CHECK, build
 from safetensors.numpy import save_file
 
 from compress.budget.limits import Budget, Cost
@@ -23,6 +23,7 @@ from compress.export import latency
 from compress.export.onnx import file as onnx_file
 from compress.export.page import write_report
 from compress.export.report import Report, rows_of
+from compress.export.seal import facts
 from compress.export.verify import digest, verify
 
 MACS = 4 * 36 * 27 + 144 * 10  # a 3x3 convolution of 3 to 4 channels on 8x8 images, then 144 to 10
@@ -367,20 +368,26 @@ def test_broken_weights_are_4(weights):
 
 
 def whole(folder: Path, **changes: Any) -> Report:
-    """The report on the files of a folder; keywords go to `build`."""
-    size = (folder / "model.onnx").stat().st_size
-    cost = Cost(CLAIMS["params"], MACS, FLOPS, size, CLAIMS["memory"])
-    parity = {
-        path.name: {"bytes": path.stat().st_size, "sha256": digest(path), "images": 8, "max_abs": 0.0, "max_rel": 0.0,
-                    "top1_equal": True}
-        for path in sorted(folder.glob("model.*"))
-    }  # fmt: skip
-    return build(f"{FLOPS}FLOPs", cost=cost, base=BASE, val=0.9, parity=parity, **changes)
+    """The report on the files of a folder, model.onnx made to seal it; keywords go to `build`."""
+    model, names = folder / "model.onnx", ("model.onnx", "model.safetensors")
+
+    def told() -> Report:
+        size = model.stat().st_size if model.is_file() else 1
+        cost = Cost(CLAIMS["params"], MACS, FLOPS, size, CLAIMS["memory"])
+        sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else 1 for name in names}
+        parity = {name: CHECK | {"bytes": bytes} for name, bytes in sizes.items()}
+        return build(f"{FLOPS}FLOPs", cost=cost, base=BASE, val=0.9, parity=parity, **changes)
+
+    first = told()
+    limits = [{"unit": row.unit, "limit": row.limit, "text": row.text, "level": row.level} for row in first.budget]
+    files = {"model.safetensors": digest(folder / "model.safetensors")}
+    sealed = facts(first.plain()) | {"files": files}
+    write(model, budget=limits, preprocessing=first.preprocessing.plain(), sealed=sealed)
+    return told()
 
 
 @pytest.fixture
 def folder(tmp_path, weights):
-    write(tmp_path / "model.onnx")
     write_report(whole(tmp_path), tmp_path)
     return tmp_path
 
@@ -406,7 +413,7 @@ STORIES = {
     "another base": (("base", "macs"), 5, "base"),
     "a better row": (("budget", 0, "value"), 5, "row"),
     "a kept row": (("budget", 0, "pass"), False, "row"),
-    "other files": (("parity", "model.onnx", "sha256"), "0" * 64, r"model\.onnx is not the file"),
+    "other files": (("files", "model.onnx"), "0" * 64, r"model\.onnx is not the file"),
     "no cost": (("cost",), None, "not a report"),
     "no rows": (("budget",), None, "not a report"),
     "text for a number": (
@@ -415,8 +422,8 @@ STORIES = {
         r"not a report, or a damaged one \(report\.cost\.macs is 'few': input",
     ),
     "a key too many": (("surprise",), 1, "not a report"),
-    "half of a file": (("parity", "model.onnx"), {"bytes": 1}, r"not a report.*report\.parity\.model\.onnx\.sha256"),
-    "a digest that is none": (("parity", "model.onnx", "sha256"), "", "not a report"),
+    "half of a file": (("parity", "model.onnx"), {"bytes": 1}, r"not a report.*report\.parity\.model\.onnx\.images"),
+    "a digest that is none": (("files", "model.onnx"), "", "not a report"),
 }
 
 
@@ -435,11 +442,15 @@ def test_a_report_that_does_not_agree_with_the_files_is_4(case, folder):
 
 
 def test_a_report_that_keeps_a_budget_which_its_own_rows_break_is_4(folder):
+    kept = whole(folder)
     over = rows_of(Budget.parse(f"{FLOPS - 1}FLOPs"), Cost(0, 0, FLOPS, 0), {})
-    write_report(whole(folder).model_copy(update={"budget": over}), folder)
+    limit = {"unit": "FLOPs", "limit": FLOPS - 1, "text": f"{FLOPS - 1}FLOPs", "level": "error"}
+    topics = onnx_file.metadata(onnx_file.read(folder / "model.onnx"))
+    write(folder / "model.onnx", **(topics | {"budget": [limit]}))
+    write_report(kept.model_copy(update={"budget": over}), folder)
     verdict = verify(folder, "1GFLOPs")
     assert verdict.code == 4
-    assert "it says that the budget is kept and shows that it is not" in verdict.lines[0]
+    assert "its verdict is 'kept:" in verdict.lines[0]
 
 
 def test_files_swapped_for_others_are_4(folder):

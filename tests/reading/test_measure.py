@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress import models
 from compress.budget.limits import Cost
 from compress.errors import ArtifactError, UsageError
-from compress.reading.count import Tally
+from compress.reading.count import SEAL_BYTES, Tally
 from compress.reading.graph import read
 from compress.reading.measure import measure, unseen
 from compress.reading.trace import trace
@@ -252,6 +252,22 @@ def sized() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     }  # fmt: skip
 
 
+LARGEST_NUMBER = -1.7976931348623157e308  # none takes more characters
+LONGEST = {
+    "accuracy": dict.fromkeys(("required", "test", "val"), LARGEST_NUMBER),
+    "files": dict.fromkeys(("model.pt2", "model.py", "model.safetensors", "recipe.yaml"), "0" * 64),
+    "story": "0" * 64,
+}
+
+
+def test_the_room_for_what_is_sealed_is_that_of_its_longest_form() -> None:
+    from compress.export.onnx import file as onnx_file
+    from compress.export.seal import SCORES, SEALED
+
+    assert (tuple(LONGEST["accuracy"]), tuple(LONGEST["files"])) == (SCORES, SEALED)
+    assert onnx_file.metadata_bytes({"sealed": LONGEST}) - onnx_file.metadata_bytes({}) == SEAL_BYTES
+
+
 @pytest.mark.filterwarnings("ignore")  # of the exporter, about its own insides
 @pytest.mark.parametrize(
     "name",
@@ -277,6 +293,7 @@ def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
         "preprocessing": {
             "layout": "NCHW", "shape": list(shape), "range": [0, 255], "mean": [1 / 3] * 3, "std": [1 / 3] * 3,
             "baked": True, "classes": ["automobile"] * 10},
+        "sealed": LONGEST,
         "structure": "0" * 64,
         "versions": {"onnx": "1.22.0", "torch": str(torch.__version__)},
     }  # fmt: skip

@@ -235,8 +235,11 @@ def test_a_cut_net_is_finalized_exported_and_loaded_like_any_other(tmp_path: Pat
     assert compact.structure.cuts == structure.cuts
     preprocessing = Preprocessing.of_inputs([SHAPE], mean=[0.5] * 3, std=[0.25] * 3, classes="abcde", baked=False)
     network, budget = contiguous(compact.model), Budget.parse("1GMACs")
-    _, notes = save_models(network, compact, tmp_path, budget=budget, base=compact.cost, preprocessing=preprocessing)
+    draft, notes = save_models(
+        network, compact, tmp_path, budget=budget, base=compact.cost, preprocessing=preprocessing
+    )
     assert notes == []
+    draft.sealed(tmp_path, {})
     x = images(4).float()
     expected = network(x).detach()
     again = load(tmp_path)

@@ -1,0 +1,54 @@
+"""What model.onnx seals of its run, beside its own bytes: the limits, what was reached, the story, the other files.
+
+    compress.budget   every limit: unit, limit, text, level
+    compress.sealed   {"accuracy": {"required", "test", "val"},
+                       "files": {name: SHA-256 of model.safetensors, model.pt2, model.py, recipe.yaml},
+                       "story": fingerprint of what report.json tells of how the network came to be}
+
+All of it is equal in equal runs, and none of it longer than `compress.reading.count.SEAL_BYTES`, which a budget in
+bytes holds free. The last entry of the file, a digest of every byte before it, keeps it together.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.budget.limits import LEVELS, Budget, Limit
+from compress.budget.units import LARGEST, UNITS, threads
+from compress.errors import ArtifactError
+from compress.export.canonical import fingerprint
+
+MODEL, REPORT, SIGNATURES = "model.onnx", "report.json", "signatures.json"
+SEALED = ("model.pt2", "model.py", "model.safetensors", "recipe.yaml")  # by model.onnx, those that there are
+FILES = (MODEL, *SEALED, "report.md", "history.svg")  # whose digests report.json holds
+SCORES = ("required", "test", "val")
+STORY = ("code", "data", "drift", "history", "seeds", "spaces", "steps", "train_cost")  # keys of report.json
+
+
+def facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what model.onnx seals of a report, given as JSON knows it: its scores, and one digest of its story."""
+    told = {key: report[key] for key in STORY if key in report} | {"metric": report["accuracy"]["metric"]}
+    return {"accuracy": {key: report["accuracy"][key] for key in SCORES}, "story": fingerprint(told)}
+
+
+def sealed_limits(path: Path, topics: Mapping[str, Any]) -> Budget:
+    """Return the limits that a file names as its own; `topics` is its metadata. Raises ArtifactError if it names none.
+
+    They are the file's word: who can make a file can write any limits into it.
+    """
+    rows = topics.get("budget")
+    try:
+        assert isinstance(rows, list)
+        limits = tuple(Limit(**row) for row in rows)
+        assert all(_is_limit(limit) for limit in limits)
+        assert any(limit.level == "error" for limit in limits)
+    except (AssertionError, TypeError):
+        raise ArtifactError(f"{path}: names no limits of its own; say which budget it must keep.") from None
+    return Budget(limits)
+
+
+def _is_limit(limit: Limit) -> bool:
+    unit, most = limit.unit, limit.limit
+    known = isinstance(unit, str) and (unit in UNITS or threads(unit) is not None)
+    counted = type(most) is int and 1 <= most <= LARGEST
+    return known and counted and isinstance(limit.text, str) and limit.level in LEVELS
