@@ -99,6 +99,7 @@ def refusal(error: ValidationError) -> str:
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     value = repr(first["input"])
     shown = value if len(value) <= 60 else f"{value[:57]}..."
+    place = place if len(place) <= 200 else f"{place[:197]}..."
     return f"{error.title.lower()}{place} is {shown}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 

@@ -277,5 +277,5 @@ def _cost_from(path: Path, claims: Any) -> Cost:
     claims = {"memory": 0} | claims if isinstance(claims, dict) else claims  # what the first files did not count
     numbers = list(claims.values()) if isinstance(claims, dict) and set(claims) == set(names) else [None]
     if any(type(n) is not int or n < 0 for n in numbers):
-        raise ArtifactError(f"{path}: its metadata holds no cost of {', '.join(names)}, but {claims!r}.")
+        raise ArtifactError(f"{path}: its metadata holds no cost of {', '.join(names)}, but {repr(claims)[:80]}.")
     return Cost(**claims)

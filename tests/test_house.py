@@ -28,6 +28,7 @@ OWED: dict[str, Any] = {
 # Files of tests that are not named after a module, and what they are about.
 ABOUT = {
     "tests/test_house.py": "the layout of all code",
+    "tests/export/test_edits.py": "edits and corruptions of a whole folder",
     "tests/test_docs.py": "the map, the site and the changelog",
     "tests/methods/test_own.py": "a method of one's own, which is no module of ours",
     "tests/reading/test_both_ways.py": "networks read by the graph and by LWP's side",
