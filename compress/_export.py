@@ -22,7 +22,7 @@ from torch import Tensor
 
 from compress._run import Result
 from compress.budget.limits import Amounts
-from compress.delivery import Finished, Story, check_output, deliver
+from compress.delivery import Finished, Story, check_output, deliver, signer
 from compress.errors import UsageError
 from compress.methods import control
 from compress.reading.graph import read
@@ -49,17 +49,20 @@ def export_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     listen: Listener = silent,
+    sign: Path | str | None = None,
 ) -> Result:
     """Turn a factory and a weights file into an output folder as a run leaves it; `Result.code` is 1 over the budget.
 
     `weights` is a .safetensors file or a state_dict saved by torch, of compact or of masked tensors. `shape` is
     [C, H, W] of one input (None: the data's). `data` names real images, see `recipe.arguments.source_of`; `mean` and
-    `std` [C], of pixels in [0, 1], are those that the network was trained with (None: the data's).
+    `std` [C], of pixels in [0, 1], are those that the network was trained with (None: the data's). `sign` is a file
+    with a private ed25519 key, by which model.onnx and report.json are signed.
 
     Raises UsageError for what cannot be used, ArtifactError for a broken weights file or a network that does not
     compute the same once it is finished; then nothing is left behind.
     """
     started = time.monotonic()
+    sign_folder = signer(sign)
     tensors = read_weights(Path(weights))
     factory, folder = beside(factory)
     target = Path(out) if out is not None else default_out(factory.rpartition(":")[2])
@@ -80,6 +83,7 @@ def export_model(
             report = deliver(
                 _filled(recipe, tensors, pictures, listen), result, lambda: time.monotonic() - started, listen
             )
+            sign_folder(result)
             publish(work, result, target)
         finally:
             shutil.rmtree(result, ignore_errors=True)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from compress._plan import Plan, draw_up, full_model, held, images, known_shape, methods_of
-from compress.delivery import Finished, Story, check_output, deliver
+from compress.delivery import Finished, Story, check_output, deliver, signer
 from compress.errors import UNWRITABLE, ArtifactError, Interrupted, UsageError
 from compress.export.parts import portable
 from compress.export.report import Report, train_cost
@@ -61,18 +61,24 @@ def run(
     resume: bool = False,
     overrides: Mapping[str, str] | None = None,
     listen: Listener = silent,
+    sign: Path | str | None = None,
 ) -> Result:
     """Run a recipe: from a full network and data to a folder with a compact one that keeps the budget.
 
     `budget` replaces the recipe's; `overrides` set single keys ("train.lr": "0.05"); `listen` hears of what happens.
+    `sign` is a file with a private ed25519 key, by which model.onnx and report.json are signed.
+
     Raises the leaves of `compress.errors`; a result over its budget is written all the same, and `Result.code` is 1.
     """
     started = time.monotonic()
+    sign_folder = signer(sign)  # a key that cannot be used is refused now, and not after hours
     recipe = source if isinstance(source, Recipe) else read(source, overrides or {}, budget)
     name = "recipe" if isinstance(source, Recipe) else Path(source).stem
     target = Path(out) if out is not None else _latest(name, recipe) if resume else default_out(name)
     if resume and target.is_dir():
-        return _finished(target, recipe, listen)
+        resumed_result = _finished(target, recipe, listen)
+        sign_folder(target)
+        return resumed_result
     options = {"--budget": budget, "--out": out, "--device": None if device == "auto" else device}
     command = ["compress", "run", f"{name}.yaml"] + [f"{key}={value}" for key, value in options.items() if value]
     command += [f"--set={key}={value}" for key, value in (overrides or {}).items()] + ["--resume"] * resume
@@ -91,6 +97,7 @@ def run(
         result.mkdir()
         finished = Finished(bench.model, recipe, bench.data, bench.whole, story)
         report = deliver(finished, result, lambda: time.monotonic() - started, stoppable)
+        sign_folder(result)
         stop.check()
         publish(work, result, target)
     return Result(target, report)

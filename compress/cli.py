@@ -94,6 +94,9 @@ _std = click.option(
     callback=_numbers(float, "0.25,0.24,0.26"),
     help="Their standard deviations.  [default: the data's]",
 )
+_sign = click.option(
+    "--sign", metavar="KEY", help="A private ed25519 key, by which model.onnx and report.json are signed."
+)
 _new_folder = "Folder to write, which must not exist.  [default: runs/{}, or with the next free number]"
 
 
@@ -135,6 +138,7 @@ def main(ctx: click.Context) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @_set
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@_sign
 @_json
 def run(
     recipe: str,
@@ -144,6 +148,7 @@ def run(
     device: str,
     overrides: dict[str, str],
     resume: bool,
+    sign: str | None,
     as_json: bool,
 ) -> int:
     """Train and compress as RECIPE says, a file or a name that `compress recipes` lists, and write a network that
@@ -159,7 +164,7 @@ def run(
     _import_from_here()
     with telling(quiet=as_json) as listen:
         result = carry_out(
-            recipe, budget=budget, out=out, device=device, resume=resume, overrides=overrides, listen=listen
+            recipe, budget=budget, out=out, device=device, resume=resume, overrides=overrides, listen=listen, sign=sign
         )
     return _say_result(result.folder, result.report, as_json)
 
@@ -199,6 +204,7 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bo
 @_mean
 @_std
 @click.option("--out", help=_new_folder.format("FACTORY"))
+@_sign
 @_json
 def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **options: Any) -> int:
     """Finalize, check and export a network that was compressed elsewhere; its weights may be masked or narrower than
@@ -214,7 +220,9 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
 
 @main.command(short_help="Check a file or folder against a budget.")
 @click.argument("path")
-@click.option("--budget", metavar="LIMITS", help=f"What it must keep: {_LIMITS}.")
+@click.option(
+    "--budget", metavar="LIMITS", help=f"What it must keep: {_LIMITS}; or sealed: the limits that it seals as its own."
+)
 @click.option(
     "--shape",
     "shapes",
@@ -222,12 +230,13 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
     multiple=True,
     help="Count for this shape of an input, batch included; again for more.  [default: the file's, batch 1]",
 )
+@click.option("--signed-by", metavar="KEY", help="A public ed25519 key, by which it must be signed.")
 @_json
-def verify(path: str, budget: str | None, shapes: tuple[str, ...], as_json: bool) -> int:
+def verify(path: str, budget: str | None, shapes: tuple[str, ...], signed_by: str | None, as_json: bool) -> int:
     """Check an .onnx file, a .safetensors file or the output folder of a run against a budget; needs no torch."""
     from compress.export.verify import verify as check
 
-    verdict = check(path, budget, shape=shapes)
+    verdict = check(path, budget, shape=shapes, signed_by=signed_by)
     if as_json:
         _print_json(verdict.to_json())
     elif verdict.code == ArtifactError.exit_code:

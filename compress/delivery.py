@@ -102,6 +102,16 @@ def _refuse_company(model: nn.Module, alone: torch.Tensor, beside: torch.Tensor)
     raise UsageError(f"in eval mode the model's output for an image changes with the rest of its batch{why}")
 
 
+def signer(key: Path | str | None) -> Callable[[Path], None]:
+    """Return what signs a folder with a private key; raises UsageError where the key cannot be used."""
+    if key is None:
+        return lambda folder: None
+    from compress.export import sign
+
+    read = sign.private_key(key)
+    return lambda folder: sign.sign(folder, read)
+
+
 def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen: Listener) -> Report:
     """Write all files of a finished network into an empty folder; its report. `clock` gives the seconds so far.
 

@@ -2,6 +2,7 @@
 
     CORE    pip install compress-budget            checks, reports, explains: under 150 MB
     TORCH   pip install 'compress-budget[torch]'   reads, trains, cuts and exports networks
+    SIGN    pip install 'compress-budget[sign]'    signs what a run left, and checks signatures
 
 A command says what it lacks before it begins: a run that trained for an hour must not fail where its files are written.
 """
@@ -30,6 +31,7 @@ EXTRA = {
     "torch": "torch",
     "torchvision": "torchvision",
 }
+SIGN = {"cryptography": "cryptography"}
 
 _READ = ("torch", "thop", "distutils")
 _WRITE = (*_READ, "onnxscript", "onnxruntime")
@@ -50,7 +52,7 @@ def demand_for(verb: str) -> None:
 
 
 def demand(*modules: str) -> None:
-    """Raise UsageError, with what to install, where one of these modules of `CORE` and `TORCH` cannot be found.
+    """Raise UsageError, with what to install, where one of these modules of the tables above cannot be found.
 
     Nothing is imported.
     """
@@ -59,12 +61,14 @@ def demand(*modules: str) -> None:
 
 
 def how_to_get(*modules: str) -> str:
-    """Say that these modules of `CORE` and `TORCH` are not installed, and the line that installs them."""
-    names = [(CORE | EXTRA)[module] for module in modules]
+    """Say that these modules, all of one table above, are not installed, and the line that installs them."""
+    names = [(CORE | EXTRA | SIGN)[module] for module in modules]
     listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     are, them = ("is", "it") if len(names) == 1 else ("are", "them")
     if set(modules) <= set(CORE):
         return f"{listed} {are} not installed; pip install compress-budget brings {them}."
+    if set(modules) <= set(SIGN):
+        return f"{listed} {are} not installed; pip install 'compress-budget[sign]' brings {them}."
     line = f"{listed} {are} not installed; pip install 'compress-budget[torch]' brings {them}"
     if "torch" in modules or _is_there("torch"):
         return f"{line}."
@@ -74,7 +78,7 @@ def how_to_get(*modules: str) -> str:
 def of_error(error: BaseException) -> str | None:
     """Say the same of the package that an import did not find; None for any other error, and for others' packages."""
     module = error.name if isinstance(error, ModuleNotFoundError) else None  # "torch.nn" is another fault than "torch"
-    return how_to_get(module) if module in CORE | EXTRA else None
+    return how_to_get(module) if module in CORE | EXTRA | SIGN else None
 
 
 def _is_there(module: str) -> bool:

@@ -56,13 +56,20 @@ class Verdict:
         }
 
 
-def verify(path: Path | str, budget: Asked | None = None, *, shape: str | Sequence[str] = ()) -> Verdict:
+def verify(
+    path: Path | str,
+    budget: Asked | None = None,
+    *,
+    shape: str | Sequence[str] = (),
+    signed_by: Path | str | None = None,
+) -> Verdict:
     """Check an .onnx file, the weights of a .safetensors file, or the output folder of a run against a budget.
 
-    A share ("50%") is of the base model that the file's metadata names. `shape` says for which inputs to count, such as
-    "ids=1,384", where the file leaves more than the batch open. Raises UsageError where the question cannot be
-    answered: no budget, no such file, a share of an unknown base, a shape of no input, or a limit on which the file
-    holds no evidence.
+    A share ("50%") is of the base model that the file's metadata names; "sealed" asks for the limits that the file
+    seals as its own. `shape` says for which inputs to count, such as "ids=1,384", where the file leaves more than the
+    batch open. `signed_by` is a file with a public ed25519 key, by which model.onnx and, in a folder, report.json must
+    be signed. Raises UsageError where the question cannot be answered: no budget, no such file, no such key, a share of
+    an unknown base, a shape of no input, or a limit on which the file holds no evidence.
     """
     path = Path(path)
     if budget is None:
@@ -76,9 +83,20 @@ def verify(path: Path | str, budget: Asked | None = None, *, shape: str | Sequen
     if check is None:
         raise UsageError(f"{path}: give an .onnx file, a .safetensors file, or the output folder of a run.")
     try:
-        return check(path, budget, shapes)
+        signed = _signed(path, signed_by)
+        verdict = check(path, budget, shapes)
     except ArtifactError as error:
         return Verdict(error.exit_code, (str(error),))
+    return replace(verdict, lines=(*verdict.lines, *signed))
+
+
+def _signed(path: Path, key: Path | str | None) -> list[str]:
+    """Say who signed it, where a key is given; raise ArtifactError where it is not signed by that key."""
+    if key is None:
+        return []
+    from compress.export import sign  # and with it the package cryptography
+
+    return [sign.check(path, sign.public_key(key))]
 
 
 def digest(path: Path) -> str:

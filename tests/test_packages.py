@@ -176,6 +176,18 @@ def test_what_an_unfinished_installation_lacks_of_the_core_is_named_too(command:
     assert files() == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["verify net.onnx --budget 12MACs --signed-by key.pub", "run quickstart --sign key.pem", f"{EXPORT} --sign k"],
+)
+def test_signatures_name_the_package_that_they_need_before_anything_is_begun(command: str) -> None:
+    before = files()
+    codes, _, stderr = without(("cryptography",), command)
+    assert codes == [2]
+    assert stderr == "compress: cryptography is not installed; pip install 'compress-budget[sign]' brings it.\n"
+    assert files() == before
+
+
 def test_several_packages_are_named_in_one_sentence_and_a_small_one_with_its_own_line() -> None:
     hidden = tuple(packages.EXTRA)
     latency = "verify net.onnx --budget 1MMACs,5ms@onnxruntime-cpu/1"
@@ -222,7 +234,7 @@ def test_the_core_checks_reports_and_explains_without_the_extra_and_without_what
         "recipes quickstart": "factory: compress.models:vgg",
         "recipes --json": '"name": "quickstart"',
     }
-    codes, stdout, stderr = without((*packages.EXTRA, *UNIX), *commands)
+    codes, stdout, stderr = without((*packages.EXTRA, *packages.SIGN, *UNIX), *commands)
     assert (codes, stderr) == ([0] * len(commands), "")
     for part, (command, says) in zip(stdout.split("$ ")[1:], commands.items(), strict=True):
         assert part.startswith(command)
@@ -239,6 +251,8 @@ def test_the_tables_of_packages_are_those_that_pip_installs() -> None:
     assert sorted(packages.CORE.values()) == names(project["dependencies"])
     assert sorted(packages.EXTRA.values()) == names(extra["torch"])
     assert f"{project['name']}[torch]" in extra["dev"]  # whoever develops has all of it
+    assert sorted(packages.SIGN.values()) == names(extra["sign"])
+    assert f"{project['name']}[sign]" in extra["dev"]
     assert not set(names(extra["dev"])) & set(names([*project["dependencies"], *extra["torch"]]))
 
 
@@ -246,5 +260,5 @@ def test_nothing_is_asked_for_that_no_table_names() -> None:
     places = [path for folder in ("compress", "export") for path in (ROOT / folder).rglob("*.py")]
     calls = [call for path in places for call in re.findall(r"\bdemand\((.*?)\)", path.read_text(encoding="utf-8"))]
     asked = {name for call in calls for name in re.findall(r'"(\w+)"', call)}
-    assert asked == {"matplotlib", "onnxruntime", "PIL", "torchvision"}
-    assert asked <= set(packages.EXTRA)
+    assert asked == {"cryptography", "matplotlib", "onnxruntime", "PIL", "torchvision"}
+    assert asked <= set(packages.EXTRA | packages.SIGN)

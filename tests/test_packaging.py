@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     "compress.export.canonical",
     "compress.export.seal",
     "compress.export.folder",
+    "compress.export.sign",
     "compress.export.machine",
     "compress.export.latency",
     "compress.export.parts",
@@ -49,7 +50,7 @@ WITHOUT_TORCH = (
     "compress.export.panels",
     "compress.export.picture",
 )
-HEAVY = ("torch", "torchvision", "thop", "matplotlib")
+HEAVY = ("torch", "torchvision", "thop", "matplotlib", "cryptography")
 MOST_LINES = 500
 GENERATED = {"build", "dist", "runs", "__pycache__"}  # and everything hidden, and *.egg-info
 PROSE_AND_CODE = {".py", ".md", ".yaml", ".yml", ".toml", ".sh"}
