@@ -21,6 +21,7 @@ from compress.errors import ArtifactError, Infeasible, UsageError
 from compress.exits import Commands
 from compress.outcomes import plan_json, plan_lines, result_lines
 from compress.packages import demand
+from compress.texts import visible
 
 if TYPE_CHECKING:
     from compress.export.report import Report
@@ -107,7 +108,7 @@ def _import_from_here() -> None:
 
 
 def _print_json(value: Any) -> None:
-    say(json.dumps(value, indent=1, sort_keys=True))
+    say(json.dumps(value, indent=1, sort_keys=True).replace("\x7f", "\\u007f"))  # all else is in ASCII by now
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -261,13 +262,18 @@ def report(folder: str, draw: str | None, as_json: bool) -> int:
         _draw(path, Path(draw))
         say(f"{draw} is written")
         return 0
+    if as_json:
+        from compress.export.canonical import read_json
+
+        try:
+            _print_json(read_json(path.read_bytes()))
+        except ValueError:
+            raise ArtifactError(f"{path}: damaged; it is not JSON.") from None
+        return 0
     try:
-        text = path.read_text(encoding="utf-8")
-        if as_json:
-            json.loads(text)
+        say(path.read_text(encoding="utf-8").rstrip("\n"))
     except ValueError:
-        raise ArtifactError(f"{path}: damaged; it is not {'JSON' if as_json else 'text'}.") from None
-    say(text.rstrip("\n"))
+        raise ArtifactError(f"{path}: damaged; it is not text.") from None
     return 0
 
 
@@ -360,6 +366,7 @@ def _say_result(folder: Path, report: "Report", as_json: bool) -> int:
 
 
 def _say_verdict(code: int, lines: Sequence[str]) -> None:
-    say(lines[0], bold=True, fg="red" if code else "green")
-    for line in lines[1:]:
+    first, *others = map(visible, lines)  # each is one line, whatever the names in it hold
+    say(first, bold=True, fg="red" if code else "green")
+    for line in others:
         say(line)

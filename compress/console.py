@@ -13,12 +13,13 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import click
 
 from compress.budget.units import percent, show, show_score
 from compress.errors import UsageError
+from compress.texts import visible
 from compress.training.events import (
     Begun,
     Doing,
@@ -33,9 +34,6 @@ from compress.training.events import (
     Warned,
     silent,
 )
-
-if TYPE_CHECKING:
-    pass
 
 MANY = 16  # numbers of widths that still fit on a line
 
@@ -54,10 +52,12 @@ _TABLE = (
 def say(text: str = "", *, err: bool = False, **style: Any) -> None:
     """Write a line to stdout, or to stderr; `style` is click's (fg="red", bold=True) and is left out of files.
 
-    A reader that went away is no error. Raises UsageError where stdout cannot be written, as on a full disk.
+    What is not printable is written out, but for newlines and tabs: names may come from anybody's file. A reader that
+    went away is no error. Raises UsageError where stdout cannot be written, as on a full disk.
     """
+    plain = visible(text, keep="\n\t")
     try:
-        click.echo(click.style(text, **style) if style else text, err=err)
+        click.echo(click.style(plain, **style) if style else plain, err=err)
     except OSError as error:
         hang_up(sys.stderr if err else sys.stdout)
         if error.errno != errno.EPIPE and not err:
@@ -71,7 +71,11 @@ def hang_up(stream: TextIO) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Return aligned lines, the head first; columns numbered in `right` are flush right, the others left."""
+    """Return aligned lines, the head first; columns numbered in `right` are flush right, the others left.
+
+    What is not printable in a cell is written out.
+    """
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
@@ -220,7 +224,7 @@ class _Plain:
 
     def line(self, text: str, *, strong: bool = False) -> None:
         try:
-            print("".join(c if c.isprintable() else "?" for c in text), file=self.stream, flush=True)
+            print(visible(text), file=self.stream, flush=True)
         except OSError:  # nobody reads on, or the log's disk is full: training goes on
             hang_up(self.stream)
 
@@ -251,11 +255,13 @@ class _Terminal:
         self.task = self.progress.add_task("", total=1.0, visible=False, text="")
 
     def line(self, text: str, *, strong: bool = False) -> None:
-        self.console.print(text, style="bold" if strong else None, soft_wrap=True)
+        self.console.print(visible(text), style="bold" if strong else None, soft_wrap=True)
 
     def live(self, title: str, share: float, text: str) -> None:
         self.progress.start()
-        self.progress.update(self.task, description=title, completed=share, text=text, visible=True, refresh=True)
+        self.progress.update(
+            self.task, description=visible(title), completed=share, text=visible(text), visible=True, refresh=True
+        )
 
     def still(self) -> None:
         self.progress.stop()

@@ -15,8 +15,9 @@ from typing import Any
 import click
 
 from compress.console import hang_up, say
-from compress.errors import UNWRITABLE, CompressError, Interrupted, UsageError
+from compress.errors import UNWRITABLE, ArtifactError, CompressError, Interrupted, UsageError
 from compress.packages import demand_for, of_error
+from compress.texts import visible
 
 
 class _Stopped(click.ClickException):
@@ -79,6 +80,8 @@ def _stopped(error: BaseException, ctx: click.Context) -> click.ClickException:
         error = UsageError("Out of memory; take a smaller train.batch, or a machine with more.")
     elif lacking := of_error(error):
         error = UsageError(lacking)
+    if isinstance(error, ArtifactError):  # it tells of a file, whose names may hold anything: one line all the same
+        return _Stopped(visible(str(error)), error.exit_code)
     if isinstance(error, CompressError):
         return _Stopped(str(error), error.exit_code)
     where = _keep_traceback(error, ctx.params.get("out") or f"compress-{ctx.info_name}")

@@ -9,7 +9,7 @@ import re
 
 # What Markdown or HTML takes for markup: entities never do. An underscore begins emphasis at the edge of a word only,
 # and an address is made a link without any markup.
-_MARKUP = re.compile(r"[&<>|`*~\[\]\\$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?i:(?<=www)\.)|@")
+_MARKUP = re.compile(r"[&<>|`*~\[\]\\$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?i:(?<=www)\.)|@(?=[\w.-]*\.)")
 _BEGINNING = re.compile(r"[#+=\-:]|\d{1,9}(?=[.)])")  # of a line: what makes a heading, a list or a rule of it
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 

@@ -16,6 +16,7 @@ from compress.export.picture import PICTURE
 from compress.export.report import Report, Row, TimedRow, exactly
 from compress.export.seal import FILES, REPORT
 from compress.export.verify import digest
+from compress.texts import code, inert, inert_line
 
 _COUNTED_BY = {
     "params": "parameters",
@@ -58,7 +59,7 @@ def markdown(report: Report, picture: str | None = None) -> str:
     """Return the report for people, at most 70 lines. `picture` names a file beside it."""
     verdict = report.verdict.text
     parts = [
-        [f"# {verdict[:1].upper()}{verdict[1:]}."],
+        [f"# {inert(verdict[:1].upper() + verdict[1:])}."],
         _limits(report.budget),
         ["One input, batch 1:"],
         _costs(report),
@@ -110,7 +111,7 @@ def _gained(report: Report) -> Lines:
     accuracy = report.accuracy
     val, test, required = accuracy.words("val"), accuracy.words("test"), accuracy.words("required")
     return [
-        f"- accuracy ({accuracy.metric}): validation {val}{required and f' (required: {required})'}, "
+        f"- accuracy ({inert(accuracy.metric)}): validation {val}{required and f' (required: {required})'}, "
         + (f"test {test}" if test else "no test set"),
         f"- training: {_spent(report)}",
         f"- masked against compact network: largest difference {report.drift:.1e}",
@@ -122,7 +123,7 @@ def _spent(report: Report) -> str:
     if spent is None:
         return "elsewhere, at a cost that is not known here"
     return (
-        f"{percent(spent.share)} of {spent.baseline.name or 'the baseline'} "
+        f"{percent(spent.share)} of {inert(spent.baseline.name or 'the baseline')} "
         f"({spent.macs_images:.3g} of {spent.baseline.macs_images:.3g} MACs x images; {spent.images:,} images)"
     )
 
@@ -197,11 +198,11 @@ def _made(report: Report) -> Lines:
     resumed = "" if report.resumed_from is None else f", resumed from step {report.resumed_from:,}"
     return [
         f"- input of model.onnx: {_prepared(report.preprocessing)}",
-        f"- data: {data.name} ({counts}); seeds: {seeds}",
-        f"- {_versions(facts)}; {facts.device}, {facts.cpu}, {facts.threads_in_words()}; "
+        f"- data: {inert(data.name)} ({inert(counts)}); seeds: {inert(seeds)}",
+        f"- {inert(_versions(facts))}; {inert(facts.device)}, {inert(facts.cpu)}, {facts.threads_in_words()}; "
         f"{report.seconds:,.0f} s{resumed}",
-        f"- `{report.command}`",
-        *(f"- {note}" for note in report.notes[:_NOTES]),
+        f"- {code(report.command)}",
+        *(f"- {inert_line(note)}" for note in report.notes[:_NOTES]),
         *([f"- and {more} more notes in report.json"] if more > 0 else []),
     ]
 
@@ -223,7 +224,7 @@ def _prepared(preprocessing: Preprocessing) -> str:
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:
     """Return an aligned table: the first column to the left, the others to the right."""
-    rows = [[cell.replace("|", "/") for cell in row] for row in rows]  # a bar would end the cell
+    head, *rows = ([inert(cell) for cell in row] for row in (head, *rows))
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

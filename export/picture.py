@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import UsageError
 from compress.export.panels import INK, Panel, draw_matrix, over_steps, stretches
+from compress.texts import visible
 
 if TYPE_CHECKING:  # it takes a second: only who draws imports it
     from matplotlib.axes import Axes
@@ -69,7 +70,10 @@ def draw_history(report: "Report", path: Path | str) -> bool:
         if drawn is None:
             return False
         drawn.savefig(content, format=suffix[1:], metadata=METADATA[suffix])
-    Path(path).write_bytes(content.getvalue())
+    data = content.getvalue()
+    if suffix == ".svg":  # names stay text in it, and matplotlib leaves controls in them
+        data = visible(data.decode("utf-8"), keep="\n\t").encode()
+    Path(path).write_bytes(data)
     return True
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HOW = (
     "make a pair with `openssl genpkey -algorithm ed25519 -out key.pem` and `openssl pkey -in key.pem -pubout -out "
-    "key.pub`, or with `ssh-keygen -t ed25519 -N '' -f key`"
+    "key.pub`, or with `ssh-keygen -t ed25519 -N '' -f ssh-key`"
 )
 LONGEST = 2**16  # bytes of a file with a key; a key has 32 of its own
 
@@ -41,7 +41,7 @@ def private_key(path: Path | str) -> "Ed25519PrivateKey":
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{path}: holds no private ed25519 key; {HOW}, and give key.pem or key.")
+        raise UsageError(f"{path}: holds no private ed25519 key; {HOW}, and give key.pem or ssh-key.")
     return key
 
 
@@ -58,7 +58,7 @@ def public_key(path: Path | str) -> "Ed25519PublicKey":
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"{path}: holds no public ed25519 key; {HOW}, and give key.pub.")
+        raise UsageError(f"{path}: holds no public ed25519 key; {HOW}, and give key.pub or ssh-key.pub.")
     return key
 
 

@@ -154,7 +154,7 @@ def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_a_name_smuggles_in_is_not_a_control_character() -> None:
-    assert shown([Warned("a\x1b[2Jb\nc")]) == "warning: a?[2Jb?c\n"
+    assert shown([Warned("a\x1b[2Jb\nc")]) == "warning: a\\x1b[2Jb\\nc\n"
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
