@@ -17,7 +17,7 @@ from compress.export import artifact, picture
 from compress.export.onnx.shapes import first_line
 from compress.export.page import write_report
 from compress.export.parts import Costs, Dataset, Environment, Preprocessing, SpaceRow, portable
-from compress.export.report import SCHEMA_VERSION, UNWRITTEN, Accuracy, Report, Told, TrainCost, judged
+from compress.export.report import SCHEMA_VERSION, UNWRITTEN, Accuracy, Origin, Report, TrainCost, judged
 from compress.export.seal import facts
 from compress.export.verify import digest
 from compress.reading.graph import Graph
@@ -125,7 +125,7 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
         listen(Warned(note))
     accuracy = _accuracy(compact, finished)
     listen(Doing("exporting: safetensors, ONNX and torch programs, each read back in a fresh process"))
-    told = _told(finished, compact)
+    origin = _origin(finished, compact)
     written = artifact.write(
         compact,
         folder,
@@ -134,11 +134,11 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
         images=data.raw("val", IMAGES),
         preprocessing=_preprocessing(finished),
         recipe_text=recipes.dump(recipe),
-        facts=facts(told.plain() | {"accuracy": accuracy.plain()}),
+        facts=facts(origin.plain() | {"accuracy": accuracy.plain()}),
         source=recipe.folder,
     )
     notes = [*story.notes, *removed, *story.full.notes, *unseen(compact.model, data.shape), *written.notes]
-    report = _report(finished, told, accuracy, written, notes=notes, seconds=clock())
+    report = _report(finished, origin, accuracy, written, notes=notes, seconds=clock())
     notes += illustrate(report, folder / picture.PICTURE)
     return write_report(report.model_copy(update={"notes": tuple(notes)}), folder)
 
@@ -191,10 +191,10 @@ def _accuracy(compact: Compact, finished: Finished) -> Accuracy:
     return Accuracy.of({"metric": task.name, "val": scores["val"], "test": scores.get("test"), "required": required})
 
 
-def _told(finished: Finished, compact: Compact) -> Told:
+def _origin(finished: Finished, compact: Compact) -> Origin:
     """How the network came to be, which is known before its files are written: model.onnx seals it."""
     recipe, data, story = finished.recipe, finished.data, finished.story
-    return Told.of(
+    return Origin.of(
         {
             "train_cost": story.train_cost,
             "drift": compact.drift,
@@ -210,7 +210,7 @@ def _told(finished: Finished, compact: Compact) -> Told:
 
 def _report(
     finished: Finished,
-    told: Told,
+    origin: Origin,
     accuracy: Accuracy,
     written: artifact.Written,
     *,
@@ -220,7 +220,7 @@ def _report(
     data, story = finished.data, finished.story
     outcome, landing = judged(written.rows, accuracy)
     return Report.of(
-        told.plain()
+        origin.plain()
         | {
             "schema_version": SCHEMA_VERSION,
             "verdict": outcome,

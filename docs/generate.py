@@ -1,8 +1,8 @@
 """The parts of the site that are made from the program itself, so that they cannot drift from it.
 
 mkdocs calls `on_files` and `on_page_markdown` (see mkdocs.yml). A line `{{ keys }}` in a page is replaced by what
-`MADE` makes under that name; CONTRIBUTING.md, CHANGELOG.md and the pages of benchmarks/results are shown as they lie.
-Sources are parsed, not imported: the site is built without torch.
+`MADE` makes under that name; CONTRIBUTING.md, CHANGELOG.md, SECURITY.md and the pages of benchmarks/results are shown
+as they lie. Sources are parsed, not imported: the site is built without torch.
 """
 
 import ast
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = {"CONTRIBUTING.md": ROOT, "CHANGELOG.md": ROOT, "results/*.md": ROOT / "benchmarks"}
+ELSEWHERE = {"CONTRIBUTING.md": ROOT, "CHANGELOG.md": ROOT, "SECURITY.md": ROOT, "results/*.md": ROOT / "benchmarks"}
 _PLACE = re.compile(r"^\{\{ (\w+) \}\}$", re.MULTILINE)
 
 Schema = Mapping[str, Any]  # a JSON Schema, or a part of one

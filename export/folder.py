@@ -35,11 +35,11 @@ def check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     verdict = check_onnx(path / MODEL, asked, shapes)
     if verdict.code not in (0, 1):
         return verdict
-    told = document(path / REPORT)
-    report = Report.told(path / REPORT, told)
+    content = document(path / REPORT)
+    report = Report.of_file(path / REPORT, content)
     data = (path / MODEL).read_bytes()
     topics = onnx_file.metadata(onnx.load_model_from_string(data))
-    if lies := [*_lies(path, told, report, topics, len(data)), *_file_lies(path, report, topics, data)]:
+    if lies := [*_lies(path, content, report, topics, len(data)), *_file_lies(path, report, topics, data)]:
         sentence = f"{path / REPORT}: does not agree with the files beside it: {'; '.join(lies)}."
         return Verdict(4, (sentence,))
     lines = [*verdict.lines, *_beside(path)]
@@ -50,7 +50,9 @@ def check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     return replace(verdict, lines=tuple(lines))
 
 
-def _lies(path: Path, told: Mapping[str, Any], report: Report, topics: Mapping[str, Any], size: int) -> Iterator[str]:
+def _lies(
+    path: Path, content: Mapping[str, Any], report: Report, topics: Mapping[str, Any], size: int
+) -> Iterator[str]:
     """Say where a report contradicts itself or what model.onnx seals, in the order of a reader's interest."""
     cost, claims = report.cost.plain(), _table(topics, "claims") | {"bytes": size}
     if claims.get("thop", 0) is None:  # thop is blind to layers of this network: its figure is below the MACs
@@ -60,23 +62,23 @@ def _lies(path: Path, told: Mapping[str, Any], report: Report, topics: Mapping[s
             yield f"{key} {cost[key]:,} and in model.onnx {_short(claims.get(key))}"
     if report.base.plain() != topics.get("base"):
         yield "the base model's cost is another one in model.onnx"
-    yield from _row_lies(told, report, topics)
-    sealed, held = _table(topics, "sealed"), facts(told)
+    yield from _row_lies(content, report, topics)
+    sealed, held = _table(topics, "sealed"), facts(content)
     for key in SCORES:
         score = _table(sealed, "accuracy").get(key, "none")
         if (ours := held["accuracy"][key]) != score or isinstance(score, bool):
             yield f"accuracy.{key} {ours} and in model.onnx {_short(score)}"
-    if sealed.get("story") != held["story"]:
+    if sealed.get("origin") != held["origin"]:
         yield "how the network came to be is not what model.onnx seals"
-    if told["preprocessing"] != topics.get("preprocessing"):
+    if content["preprocessing"] != topics.get("preprocessing"):
         yield "the preprocessing is another one in model.onnx"
-    if fingerprint({key: value for key, value in told.items() if key != "digest"}) != report.digest:
+    if fingerprint({key: value for key, value in content.items() if key != "digest"}) != report.digest:
         yield "it was changed since it was written (its digest is another one)"
 
 
-def _row_lies(told: Mapping[str, Any], report: Report, topics: Mapping[str, Any]) -> Iterator[str]:
+def _row_lies(content: Mapping[str, Any], report: Report, topics: Mapping[str, Any]) -> Iterator[str]:
     """Hold every row against its limit in model.onnx and against the cost, and the verdict against the rows."""
-    stated = [{key: row[key] for key in ("unit", "limit", "text", "level")} for row in told["budget"]]
+    stated = [{key: row[key] for key in ("unit", "limit", "text", "level")} for row in content["budget"]]
     if stated != topics.get("budget"):
         yield "its limits are not those in model.onnx"
         return

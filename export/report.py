@@ -151,7 +151,7 @@ class TrainCost(Part):
     baseline: Baseline
 
 
-class Told(Part):
+class Origin(Part):
     """How the network came to be: what a report tells before any file is written, and model.onnx seals."""
 
     train_cost: TrainCost | None  # None: trained elsewhere
@@ -164,7 +164,7 @@ class Told(Part):
     code: dict[str, Digest] = Field({})  # of every file of the user's own that the recipe names, by its import path
 
 
-class Report(Told):
+class Report(Origin):
     """Everything that report.json holds."""
 
     schema_version: Literal[2]
@@ -187,10 +187,10 @@ class Report(Told):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read report.json. Raises ArtifactError where it is damaged, or holds something else."""
-        return cls.told(path, document(path))
+        return cls.of_file(path, document(path))
 
     @classmethod
-    def told(cls, path: Path, content: Mapping[str, Any]) -> Self:
+    def of_file(cls, path: Path, content: Mapping[str, Any]) -> Self:
         """Take what a file holds for a report. Raises ArtifactError, with the file's path, where it is none."""
         try:
             return cls.model_validate(content)

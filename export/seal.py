@@ -1,9 +1,9 @@
-"""What model.onnx seals of its run, beside its own bytes: the limits, what was reached, the story, the other files.
+"""What model.onnx seals of its run, beside its own bytes: the limits, what was reached, the origin, the other files.
 
     compress.budget   every limit: unit, limit, text, level
     compress.sealed   {"accuracy": {"required", "test", "val"},
                        "files": {name: SHA-256 of model.safetensors, model.pt2, model.py, recipe.yaml},
-                       "story": fingerprint of what report.json tells of how the network came to be}
+                       "origin": fingerprint of what report.json tells of how the network came to be}
 
 All of it is equal in equal runs, and none of it longer than `compress.reading.count.SEAL_BYTES`, which a budget in
 bytes holds free. The last entry of the file, a digest of every byte before it, keeps it together.
@@ -22,13 +22,13 @@ MODEL, REPORT, SIGNATURES = "model.onnx", "report.json", "signatures.json"
 SEALED = ("model.pt2", "model.py", "model.safetensors", "recipe.yaml")  # by model.onnx, those that there are
 FILES = (MODEL, *SEALED, "report.md", "history.svg")  # whose digests report.json holds
 SCORES = ("required", "test", "val")
-STORY = ("code", "data", "drift", "history", "seeds", "spaces", "steps", "train_cost")  # keys of report.json
+ORIGIN = ("code", "data", "drift", "history", "seeds", "spaces", "steps", "train_cost")  # keys of report.json
 
 
 def facts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what model.onnx seals of a report, given as JSON knows it: its scores, and one digest of its story."""
-    told = {key: report[key] for key in STORY if key in report} | {"metric": report["accuracy"]["metric"]}
-    return {"accuracy": {key: report["accuracy"][key] for key in SCORES}, "story": fingerprint(told)}
+    """Return what model.onnx seals of a report, given as JSON knows it: its scores, and one digest of its origin."""
+    origin = {key: report[key] for key in ORIGIN if key in report} | {"metric": report["accuracy"]["metric"]}
+    return {"accuracy": {key: report["accuracy"][key] for key in SCORES}, "origin": fingerprint(origin)}
 
 
 def sealed_limits(path: Path, topics: Mapping[str, Any]) -> Budget:

@@ -22,7 +22,7 @@ from compress.recipe import file as recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *PAGES]
 TOPS = ("compress", "export", "models", "recipes", "tests", "benchmarks", "docs")
 ANYWHERE = {"__init__.py", "method.py", "settings.py", "model.py"}  # files that many folders have, of ours or of a run
 PARTS = re.compile(r"\{\{ (\w+) \}\}")

@@ -274,7 +274,7 @@ def test_resume_on_a_finished_folder_checks_it_and_returns(finished: Finished, t
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "model.safetensors").write_bytes(b"\0" + (folder / "model.safetensors").read_bytes()[1:])
-    with pytest.raises(ArtifactError, match=r"model\.safetensors is not the file that was checked"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is not the file that was written"):
         run(recipe(), out=copy, resume=True)
     (copy / "report.json").write_text("{}")
     with pytest.raises(ArtifactError, match="copy holds a damaged run"):

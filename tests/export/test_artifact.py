@@ -36,7 +36,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 NAMES = {"mean": MEAN, "std": STD, "classes": "abcde"}
 PLAIN, BAKED = (Preprocessing.of_inputs([SHAPE], baked=baked, **NAMES) for baked in (False, True))
 IMAGES = torch.randint(0, 256, (70, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-FACTS = {"accuracy": {"required": None, "test": 0.75, "val": 0.5}, "story": "0" * 64}
+FACTS = {"accuracy": {"required": None, "test": 0.75, "val": 0.5}, "origin": "0" * 64}
 OPTIONS = {"pools": [1], "hidden": [], "size": 8, "last_pool": "global", "classes": 5}
 MINE = """
 import torch

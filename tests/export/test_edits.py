@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 # ---- edits ----------------------------------------------------------------------------------------------------------
 
 
-def told(folder: Path) -> dict[str, Any]:
+def content(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text())  # type: ignore[no-any-return]
 
 
@@ -67,7 +67,7 @@ def at(*changes: tuple[str, Any]) -> Edit:
     """Put values at places of report.json, "budget/0/limit"; GONE takes one away, a function makes a new one of it."""
 
     def edit(folder: Path) -> None:
-        story = told(folder)
+        story = content(folder)
         for path, value in changes:
             *steps, last = (int(step) if step.isdigit() else step for step in path.split("/"))
             inner: Any = story
@@ -145,7 +145,7 @@ def twice(folder: Path) -> None:
 
 
 def shorter(folder: Path) -> None:
-    (folder / "report.json").write_text(json.dumps(told(folder)))
+    (folder / "report.json").write_text(json.dumps(content(folder)))
 
 
 def touched(folder: Path) -> None:
@@ -155,7 +155,7 @@ def touched(folder: Path) -> None:
 
 def anew(folder: Path) -> None:
     """Make the digests in report.json anew, as who forges a folder would: of the files that it names, and its own."""
-    story = told(folder)
+    story = content(folder)
     for name in story.get("files", {}):
         if (folder / name).is_file():
             story["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -230,7 +230,7 @@ SEEN: dict[str, Edit] = {  # however often the digests are made anew: model.onnx
     "a second seed": at(("seeds/second", 1)),
     "code of one's own": at(("code", {"./net.py:make": "0" * 64})),
     "an older report": at(("schema_version", 1)),
-    "a key too many": lambda folder: tell(folder, told(folder) | {"prize": 1}),
+    "a key too many": lambda folder: tell(folder, content(folder) | {"prize": 1}),
     "a key too few": at(("command", GONE)),
     "a digest less": at(("files/recipe.yaml", GONE)),
     "no digests": at(("files", {})),
@@ -249,7 +249,7 @@ SEEN: dict[str, Edit] = {  # however often the digests are made anew: model.onnx
     "the weights are cut short": change("model.safetensors", lambda data: data[:-4]),
     "model.onnx is longer": change("model.onnx", lambda data: data + b"\0"),
     "model.onnx seals nothing": retold(sealed=None),
-    "model.onnx seals another accuracy": retold(sealed={"accuracy": {"val": 1.0}, "files": {}, "story": ""}),
+    "model.onnx seals another accuracy": retold(sealed={"accuracy": {"val": 1.0}, "files": {}, "origin": ""}),
     "model.onnx seals text": retold(sealed="all is well"),
     "model.onnx names other limits": retold(budget=[]),
     "model.onnx is a stranger's": stripped,
@@ -325,7 +325,7 @@ def test_an_edit_of_what_is_sealed_is_seen_under_new_digests_too(name: str, fold
 @pytest.mark.parametrize("name", UNSEALED)
 def test_an_edit_of_what_nothing_seals_is_a_forgery_that_a_signature_alone_would_show(name: str, folder: Path) -> None:
     UNSEALED[name](folder)
-    story = told(folder)
+    story = content(folder)
     story["files"] = {one: held for one, held in story["files"].items() if (folder / one).is_file()}
     tell(folder, story)
     anew(folder)

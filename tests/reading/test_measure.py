@@ -256,7 +256,7 @@ LARGEST_NUMBER = -1.7976931348623157e308  # none takes more characters
 LONGEST = {
     "accuracy": dict.fromkeys(("required", "test", "val"), LARGEST_NUMBER),
     "files": dict.fromkeys(("model.pt2", "model.py", "model.safetensors", "recipe.yaml"), "0" * 64),
-    "story": "0" * 64,
+    "origin": "0" * 64,
 }
 
 
