@@ -14,7 +14,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from compress.export import onnx_file
+from compress.export.onnx import file as onnx_file
 from compress.export.verify import verify
 
 RECIPE = """\
