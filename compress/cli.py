@@ -19,7 +19,6 @@ from compress import __version__
 from compress.console import say, table, telling
 from compress.errors import ArtifactError, Infeasible, UsageError
 from compress.exits import Commands
-from compress.outcomes import plan_json, plan_lines, result_lines
 from compress.packages import demand
 from compress.texts import visible
 
@@ -184,6 +183,7 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bo
 
     read(recipe, overrides, budget)
     from compress._plan import plan as look
+    from compress.outcomes import plan_json, plan_lines
 
     _import_from_here()
     planned = look(recipe, budget=budget, overrides=overrides)
@@ -361,6 +361,8 @@ def _say_result(folder: Path, report: "Report", as_json: bool) -> int:
     if as_json:
         _print_json({"folder": str(folder), **report.plain()})
     else:
+        from compress.outcomes import result_lines
+
         _say_verdict(report.verdict.code, result_lines(folder, report))
     return report.verdict.code
 
