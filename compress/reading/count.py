@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compress.budget.memory import Buffer, Operation, moments
 from compress.budget.price import Ints, Moment, Price, Term
 from compress.errors import UsageError
-from compress.reading import operators
+from compress.reading import formulas, operators
 from compress.reading.flow import Axis
 from compress.reading.ghost import flat
 from compress.reading.operators import NEW, OVER, Operator
@@ -302,6 +302,29 @@ def refuse_unknown(traced: Trace) -> None:
         raise UsageError(
             f"the cost of the model cannot be counted: no rule for {listed}; a budget on it would mean nothing"
         )
+
+
+def refuse_disguised(traced: Trace) -> None:
+    """Raise UsageError where weights are multiplied element by element and summed up as a matrix product is: neither
+    torch nor thop counts that, and `compress verify` refuses the file.
+    """
+    made_of_weights = set(traced.names)
+    products: dict[int, tuple[Tensor, Tensor]] = {}
+    for call in traced.calls:
+        tensors = call.tensors
+        if tensors and all(id(tensor) in made_of_weights for tensor in tensors):
+            made_of_weights |= {id(tensor) for tensor in flat(call.out)}
+        elif call.op in ("aten.mul", "aten.mul_") and any(id(tensor) in made_of_weights for tensor in tensors):
+            products[id(call.out)] = (tensors[0], tensors[-1])
+        elif call.op in ("aten.sum", "aten.mean") and id(call.args[0]) in products:
+            one, two = products[id(call.args[0])]
+            axes = call.args[1] if len(call.args) > 1 else ()
+            summed = [axes] if isinstance(axes, int) else list(axes or range(call.args[0].dim()))
+            if formulas.is_matrix_product(one.shape, two.shape, summed):
+                raise UsageError(
+                    f"{call.module or 'forward()'} multiplies {list(one.shape)} with {list(two.shape)} and sums up the "
+                    "products, which no counter takes for the matrix product that it is; write it with torch.matmul"
+                )
 
 
 def macs(call: Call) -> int | None:

@@ -6,12 +6,24 @@ Neither torch nor onnx is imported here: whatever has shapes will do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
 Formula = Callable[[Any, Any], int]
 Shapes = Mapping[str, tuple[int, ...]]  # of every value of an ONNX graph
+
+
+def is_matrix_product(one: Sequence[int], two: Sequence[int], summed: Collection[int]) -> bool:
+    """Whether two factors, multiplied element by element and summed along these axes of the product, make a product of
+    matrices: something is summed that both have, and elsewhere one of them is spread along an axis of the other.
+    """
+    rank = max(len(one), len(two))
+    left, right = ((1,) * (rank - len(shape)) + tuple(shape) for shape in (one, two))
+    ended = {axis % rank for axis in summed} if rank else set()
+    together = any(left[axis] > 1 and right[axis] > 1 for axis in ended)
+    return together and any(left[axis] != right[axis] for axis in range(rank) if axis not in ended)
+
 
 # ---- torch: (args, out) ---------------------------------------------------------------------------------------------
 

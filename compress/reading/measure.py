@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compress.budget.limits import Cost
 from compress.errors import ArtifactError, UsageError, one_line
-from compress.reading.count import Tally, macs, paths, refuse_unknown
+from compress.reading.count import Tally, macs, paths, refuse_disguised, refuse_unknown
 from compress.reading.ghost import countable, ghost
 from compress.reading.inputs import Shape, blanks
 from compress.reading.trace import Trace, trace
@@ -42,6 +42,7 @@ def measure(model: nn.Module, shape: Shape) -> Cost:
     """
     traced = trace(model, shape)
     refuse_unknown(traced)
+    refuse_disguised(traced)
     ours, theirs = Tally(traced).price().cost({}), _ask(model, shape)
     if theirs.flops != 2 * ours.macs:
         raise ArtifactError(

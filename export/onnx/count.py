@@ -18,6 +18,7 @@ from compress.export.onnx import axes, stored
 from compress.export.onnx.memory import peak
 from compress.export.onnx.shapes import Shape
 from compress.export.onnx.walk import Step, Walk, walk
+from compress.reading.formulas import is_matrix_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +112,11 @@ def _sums_of_products(seen: Walk) -> dict[str, None]:
     for step in seen.steps:
         one, two = (*step.reads, None, None)[:2]
         if step.name == "Mul" and one is not None and two is not None and len(step.makes) == 1:
-            rank = max(len(one), len(two))
-            sides = (1,) * (rank - len(one)) + one, (1,) * (rank - len(two)) + two
             if any(seen.scope.know(name).constant for name in step.node.input):
-                products[step.node.output[0]] = (*sides, f"Mul {step.node.name!r}, summed up as matrix products are")
+                products[step.node.output[0]] = (one, two, f"Mul {step.node.name!r}, summed up as matrix products are")
         elif step.name in ("ReduceSum", "ReduceMean") and (product := products.get(step.node.input[0])):
             left, right, name = product
-            summed = _summed(step, seen, len(left))
-            together = any(left[at] > 1 and right[at] > 1 for at in summed)
-            if together and any(left[at] != right[at] for at in range(len(left)) if at not in summed):
+            if is_matrix_product(left, right, _summed(step, seen, max(len(left), len(right)))):
                 return {name: None}
     return {}
 

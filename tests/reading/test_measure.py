@@ -302,3 +302,21 @@ def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
     predicted = measure(model, shape)
     assert isinstance(predicted, Cost)
     assert size <= predicted.bytes <= size + 6_000
+
+
+def test_a_matrix_product_that_is_written_as_a_sum_of_products_is_refused_before_any_training() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return (x.flatten(1).unsqueeze(2) * net.weight.squeeze(0)).sum(1)
+
+    hidden = Net(forward, weight=nn.Parameter(torch.randn(1, 3 * 16 * 16, 5)))
+    with pytest.raises(UsageError, match=r"forward\(\) multiplies \[1, 768, 1\] with \[768, 5\].*torch\.matmul"):
+        measure(hidden, SHAPE)
+
+
+def test_weights_that_scale_channels_before_a_mean_are_no_matrix_product() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return (net.a(x) * net.scale[:, None, None]).mean((2, 3))
+
+    assert (
+        measure(Net(forward, a=nn.Conv2d(3, 8, 3), scale=nn.Parameter(torch.ones(8))), SHAPE).macs == 8 * 27 * 14 * 14
+    )
