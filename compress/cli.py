@@ -263,10 +263,11 @@ def report(folder: str, draw: str | None, as_json: bool) -> int:
         say(f"{draw} is written")
         return 0
     if as_json:
-        from compress.export.canonical import read_json
+        from compress.export.canonical import LARGEST, read_json
 
         try:
-            _print_json(read_json(path.read_bytes()))
+            with path.open("rb") as file:
+                _print_json(read_json(file.read(LARGEST + 1)))
         except ValueError:
             raise ArtifactError(f"{path}: damaged; it is not JSON.") from None
         return 0

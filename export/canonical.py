@@ -20,6 +20,8 @@ LARGEST = 2**23  # bytes of one text: the longest report that was seen has a hun
 DEEPEST = 64  # tables in tables; ours have seven
 DIGITS = 40  # of one whole number; a count of ours has at most 19
 
+_STEPS = np.zeros(256, np.int8)  # of every byte: what it adds to the depth
+_STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 
 
@@ -31,7 +33,7 @@ def read_json(text: bytes | str) -> Any:
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(data) > LARGEST:
-        raise ValueError(f"{len(data):,} bytes, of at most {LARGEST:,}")
+        raise ValueError(f"more than {LARGEST:,} bytes")
     if (depth := _depth(data)) > DEEPEST:
         raise ValueError(f"nested {depth:,} deep, of at most {DEEPEST}")
     try:
@@ -54,10 +56,7 @@ def fingerprint(value: Any) -> str:
 
 def _depth(data: bytes) -> int:
     """How many brackets are open at once, outside of strings."""
-    bare = np.frombuffer(_STRING.sub(b"", data), np.uint8)
-    opened, closed = ((bare == ord(one)) | (bare == ord(two)) for one, two in ("[{", "]}"))
-    steps = opened.astype(np.int32) - closed
-    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
+    return int(np.cumsum(_STEPS[np.frombuffer(_STRING.sub(b"", data), np.uint8)], dtype=np.int32).max(initial=0))
 
 
 def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

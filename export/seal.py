@@ -15,7 +15,7 @@ from typing import Any
 
 from compress.budget.limits import LEVELS, Budget, Limit
 from compress.budget.units import LARGEST, UNITS, threads
-from compress.errors import ArtifactError
+from compress.errors import ArtifactError, UsageError
 from compress.export.canonical import fingerprint
 
 MODEL, REPORT, SIGNATURES = "model.onnx", "report.json", "signatures.json"
@@ -32,18 +32,21 @@ def facts(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sealed_limits(path: Path, topics: Mapping[str, Any]) -> Budget:
-    """Return the limits that a file names as its own; `topics` is its metadata. Raises ArtifactError if it names none.
+    """Return the limits that a file names as its own; `topics` is its metadata.
 
-    They are the file's word: who can make a file can write any limits into it.
+    They are the file's word: who can make a file can write any limits into it. Raises UsageError where it names none,
+    ArtifactError where they are no limits.
     """
-    rows = topics.get("budget")
+    if "budget" not in topics:
+        raise UsageError(f"{path}: names no limits of its own; say which budget it must keep, such as '43MFLOPs'.")
+    rows = topics["budget"]
     try:
         assert isinstance(rows, list)
         limits = tuple(Limit(**row) for row in rows)
         assert all(_is_limit(limit) for limit in limits)
         assert any(limit.level == "error" for limit in limits)
     except (AssertionError, TypeError):
-        raise ArtifactError(f"{path}: names no limits of its own; say which budget it must keep.") from None
+        raise ArtifactError(f"{path}: its metadata holds no limits, but {repr(rows)[:80]}.") from None
     return Budget(limits)
 
 

@@ -157,6 +157,14 @@ def test_what_a_name_smuggles_in_is_not_a_control_character() -> None:
     assert shown([Warned("a\x1b[2Jb\nc")]) == "warning: a\\x1b[2Jb\\nc\n"
 
 
+def test_a_terminal_obeys_us_and_no_name(terminal: Terminal) -> None:
+    strange = "a\x1b[2J\x9b\u202eb"
+    text = shown([Warned(strange), bare(strange), Progress(1, 5, loss=2.0, images_per_second=9.0)], terminal)
+    for smuggled in ("\x1b[2J", "\x9b", "\u202e"):
+        assert smuggled not in text
+    assert text.count(r"a\x1b[2J\x9b\u202eb") >= 3
+
+
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
 def test_a_log_that_cannot_be_written_ends_no_run(error: OSError) -> None:
     class Broken(io.StringIO):

@@ -85,7 +85,7 @@ class Structure:
             depths = {str(path): tuple(map(str, names)) for path, names in structure["depths"].items()}
             cuts = {str(layer): tuple(map(str, sources)) for layer, sources in structure["cuts"]}
             return cls(structure["factory"], structure["args"], shapes, depths, cuts)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise ArtifactError(
                 f"{path.name} does not say how its network is built (no structure in its metadata), "
                 "so it was not written by compress; name the factory that builds it"

@@ -326,7 +326,8 @@ def test_what_is_no_output_folder_is_refused(tmp_path):
 def test_broken_and_foreign_weights_are_refused(written, tmp_path):
     data = (written[0] / "model.safetensors").read_bytes()
     foreign = safetensors.torch.save({"weight": torch.zeros(2)})
-    for broken in (b"", b"\x89PNG" * 9, data[:7], data[:200], data[:-1], data + b"\0", foreign):
+    deep = safetensors.torch.save({"weight": torch.zeros(2)}, {"compress": "[" * 100_000})
+    for broken in (b"", b"\x89PNG" * 9, data[:7], data[:200], data[:-1], data + b"\0", foreign, deep):
         (tmp_path / "model.safetensors").write_bytes(broken)
         with pytest.raises(ArtifactError, match=r"model\.safetensors"):
             load(tmp_path)

@@ -329,6 +329,40 @@ def test_a_budget_that_is_none_is_2(file):
         verify(file, "43MFLOPS")
 
 
+LIMIT = {"unit": "FLOPs", "limit": FLOPS, "text": "about 5 kFLOPs", "level": "error"}
+
+
+def test_a_files_own_limits_are_asked_for_by_name_and_it_is_said_whose_they_are(tmp_path):
+    size = {"unit": "B", "limit": 1, "text": "1B", "level": "warn"}
+    for limits, code in (([LIMIT, size], 0), ([LIMIT | {"limit": FLOPS - 1}], 1)):
+        verdict = verify(write(tmp_path / "model.onnx", budget=limits), "sealed")
+        assert verdict.code == code
+        assert [(row["text"], row["limit"]) for row in verdict.rows] == [(row["text"], row["limit"]) for row in limits]
+        assert "the limits are the file's own (--budget sealed): whoever made the file chose them" in verdict.lines
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [[], {}, "1MMACs", [LIMIT | {"level": "warn"}], [LIMIT | {"unit": "GB"}], [LIMIT | {"unit": [1]}],
+     [LIMIT | {"limit": 0}], [LIMIT | {"limit": True}], [LIMIT | {"limit": 2**63}], [LIMIT | {"text": 5}],
+     [LIMIT | {"level": "fatal"}], [[1]], [{"unit": "FLOPs"}], [LIMIT | {"more": 1}], None],
+)  # fmt: skip
+def test_limits_that_are_none_are_4_and_no_limits_are_2(limits, tmp_path):
+    file = write(tmp_path / "model.onnx", budget=limits)
+    if limits is None:
+        with pytest.raises(UsageError, match="names no limits of its own"):
+            verify(file, "sealed")
+    else:
+        verdict = verify(file, "sealed")
+        assert verdict.code == 4
+        assert "its metadata holds no limits, but" in verdict.lines[0]
+
+
+def test_weights_name_no_limits(weights):
+    with pytest.raises(UsageError, match=r"verify the model\.onnx beside it, or its folder"):
+        verify(weights, "sealed")
+
+
 # ---- weights alone --------------------------------------------------------------------------------------------------
 
 
