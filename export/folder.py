@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 
 from compress.budget.units import threads
-from compress.errors import UsageError
+from compress.errors import ArtifactError, UsageError
 from compress.export.canonical import fingerprint
 from compress.export.onnx import file as onnx_file
 from compress.export.report import Report, document, judged
@@ -27,7 +27,7 @@ SHOWN = 5  # of the files that lie beside ours
 def check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     """Check model.onnx against a budget, and that report.json tells the truth about it and about every other file.
 
-    Raises UsageError for a folder without the two.
+    Raises UsageError for a folder without the two, ArtifactError for a report that is none, or does not agree.
     """
     for name in (MODEL, REPORT):
         if not (path / name).is_file():
@@ -40,8 +40,7 @@ def check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     data = (path / MODEL).read_bytes()
     topics = onnx_file.metadata(onnx.load_model_from_string(data))
     if lies := [*_lies(path, content, report, topics, len(data)), *_file_lies(path, report, topics, data)]:
-        sentence = f"{path / REPORT}: does not agree with the files beside it: {'; '.join(lies)}."
-        return Verdict(4, (sentence,))
+        raise ArtifactError(f"{path / REPORT}: does not agree with the files beside it: {'; '.join(lies)}.")
     lines = [*verdict.lines, *_beside(path)]
     if report.accuracy.missed:
         reached, required = report.accuracy.val, report.accuracy.required
@@ -65,9 +64,9 @@ def _lies(
     yield from _row_lies(content, report, topics)
     sealed, held = _table(topics, "sealed"), facts(content)
     for key in SCORES:
-        score = _table(sealed, "accuracy").get(key, "none")
+        score = _table(sealed, "accuracy").get(key, "no score")
         if (ours := held["accuracy"][key]) != score or isinstance(score, bool):
-            yield f"accuracy.{key} {ours} and in model.onnx {_short(score)}"
+            yield f"accuracy.{key} {_short(ours)} and in model.onnx {_short(score)}"
     if sealed.get("origin") != held["origin"]:
         yield "how the network came to be is not what model.onnx seals"
     if content["preprocessing"] != topics.get("preprocessing"):
@@ -130,7 +129,7 @@ def _beside(path: Path) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:,}" if type(value) is int else str(value)
+    text = "nothing" if value is None else f"{value:,}" if type(value) is int else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

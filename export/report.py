@@ -35,6 +35,7 @@ from compress.export.parts import (
     Text,
     refusal,
 )
+from compress.export.seal import TIMED
 
 SCHEMA_VERSION = 2
 ModelName = Literal["model.onnx", "model.pt2", "model.py", "model.safetensors"]
@@ -75,7 +76,7 @@ class Row(Part):
 class TimedRow(Row):
     """A limit on a latency, in nanoseconds, and what was measured."""
 
-    unit: Annotated[str, Field(strict=True, pattern="^ns@onnxruntime-cpu/[1-9][0-9]{0,2}$")]  # type: ignore[assignment]
+    unit: Annotated[str, Field(strict=True, pattern=f"^{TIMED}$")]  # type: ignore[assignment]
     spread: tuple[StrictWhole, StrictWhole]  # nanoseconds: the runs from the 10th to the 90th percentile
     runs: StrictCount
     processor: Text

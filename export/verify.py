@@ -8,6 +8,7 @@ onnxruntime needed.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def verify(
     path = Path(path)
     if budget is None:
         raise UsageError(f"{path}: say which budget it must keep, such as '43MFLOPs'; a file never vouches for itself.")
-    if not path.exists():
+    if not os.path.exists(path):  # which is never in doubt, whatever the path is
         raise UsageError(f"{path}: there is no such file or folder.")
     shapes = _shapes([shape] if isinstance(shape, str) else shape)
     check = {".onnx": check_onnx, ".safetensors": _check_weights}.get(path.suffix)

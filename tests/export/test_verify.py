@@ -307,7 +307,7 @@ def test_without_a_budget_nothing_is_vouched_for(file):
         verify(file)
 
 
-@pytest.mark.parametrize("name", ["missing.onnx", "missing.safetensors", "missing"])
+@pytest.mark.parametrize("name", ["missing.onnx", "missing.safetensors", "missing", "x" * 5_000, "x\0.onnx"])
 def test_what_is_not_there_is_2(name, tmp_path):
     with pytest.raises(UsageError, match="no such file or folder"):
         verify(tmp_path / name, "1MMACs")
@@ -345,7 +345,8 @@ def test_a_files_own_limits_are_asked_for_by_name_and_it_is_said_whose_they_are(
     "limits",
     [[], {}, "1MMACs", [LIMIT | {"level": "warn"}], [LIMIT | {"unit": "GB"}], [LIMIT | {"unit": [1]}],
      [LIMIT | {"limit": 0}], [LIMIT | {"limit": True}], [LIMIT | {"limit": 2**63}], [LIMIT | {"text": 5}],
-     [LIMIT | {"level": "fatal"}], [[1]], [{"unit": "FLOPs"}], [LIMIT | {"more": 1}], None],
+     [LIMIT | {"level": "fatal"}], [LIMIT | {"level": []}], [1], [[1]], [{"unit": "FLOPs"}], [LIMIT | {"more": 1}],
+     [LIMIT | {"unit": "ns@onnxruntime-cpu/" + "9" * 5_000}], None],
 )  # fmt: skip
 def test_limits_that_are_none_are_4_and_no_limits_are_2(limits, tmp_path):
     file = write(tmp_path / "model.onnx", budget=limits)
