@@ -8,12 +8,13 @@ import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -25,6 +26,7 @@ from compress.budget.limits import Cost
 from compress.errors import ArtifactError
 from compress.export.machine import processor, version
 
+_MANY = 1_000  # mistakes: to name the first, pydantic must describe all, which takes a kilobyte each
 _ABSOLUTE = re.compile(r"""(?<![\w.:/~)])(?:[A-Za-z]:[\\/]|[\\/]{1,2})(?:[^\s'",;:\\/]+[\\/])*([^\s'",;:\\/]+)""")
 
 
@@ -48,6 +50,8 @@ def _plain_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+Item = TypeVar("Item")
+Listed = Annotated[tuple[Item, ...], FailFast()]  # a list of millions of wrong values has one mistake
 Text = Annotated[str, Field(strict=True), AfterValidator(portable)]
 Flag = Annotated[bool, Field(strict=True)]
 StrictWhole = Annotated[int, Field(strict=True, ge=0)]
@@ -91,7 +95,9 @@ class Part(BaseModel):
 
 
 def refusal(error: ValidationError) -> str:
-    """Say the first thing that is wrong: where, which value, and why."""
+    """Say the first thing that is wrong: where, which value, and why; of thousands of things, how many they are."""
+    if error.error_count() > _MANY:
+        return f"{error.title.lower()}: {error.error_count():,} values are not as they must be"
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return str(first["msg"])
@@ -144,7 +150,7 @@ class FurtherInput(Part):
     """A further input of the network, float32, beside the images."""
 
     name: Text
-    shape: Annotated[tuple[StrictWhole, ...], Field(min_length=1)]  # without the batch
+    shape: Annotated[Listed[StrictWhole], Field(min_length=1)]  # without the batch
 
 
 class Preprocessing(Part):
@@ -153,11 +159,11 @@ class Preprocessing(Part):
     layout: Literal["NCHW"]
     shape: tuple[StrictWhole, StrictWhole, StrictWhole]  # [C, H, W]
     range: tuple[Literal[0], Literal[1, 255]]  # of the pixels that the file takes
-    mean: tuple[Real, ...]  # [C], of pixels in [0, 1]
-    std: tuple[StrictNotNegative, ...]  # [C]
+    mean: Listed[Real]  # [C], of pixels in [0, 1]
+    std: Listed[StrictNotNegative]  # [C]
     baked: Flag  # whether model.onnx does it itself
-    classes: tuple[str, ...]  # labels, in the order of the outputs
-    others: Annotated[tuple[FurtherInput, ...], Field(min_length=1)] = ()
+    classes: Listed[str]  # labels, in the order of the outputs
+    others: Annotated[Listed[FurtherInput], Field(min_length=1)] = ()
 
     @classmethod
     def of_inputs(
@@ -209,9 +215,9 @@ class Matrix(Part):
     """Which sources each layer of a block reads: a row a layer, a column a source."""
 
     block: Text
-    layers: tuple[Text, ...]
-    sources: tuple[Text, ...]
-    rows: tuple[tuple[Literal[0, 1], ...], ...]
+    layers: Listed[Text]
+    sources: Listed[Text]
+    rows: Listed[Listed[Literal[0, 1]]]
 
 
 class HistoryRow(Part):
@@ -238,7 +244,7 @@ class HistoryRow(Part):
     entropy: Real | None = None  # of the controller, nats for each connection
     widths: dict[str, StrictWhole] = {}
     depths: dict[str, StrictWhole] = {}
-    connections: tuple[Matrix, ...] = ()
+    connections: Listed[Matrix] = ()
 
 
 class Dataset(Part):

@@ -23,6 +23,7 @@ from compress.export.parts import (
     Environment,
     Flag,
     HistoryRow,
+    Listed,
     Parity,
     Part,
     Preprocessing,
@@ -157,9 +158,9 @@ class Origin(Part):
 
     train_cost: TrainCost | None  # None: trained elsewhere
     drift: StrictNotNegative  # largest difference of the masked and the compact network's outputs
-    spaces: tuple[SpaceRow, ...]
-    steps: tuple[StepRow, ...]
-    history: tuple[HistoryRow, ...]
+    spaces: Listed[SpaceRow]
+    steps: Listed[StepRow]
+    history: Listed[HistoryRow]
     seeds: dict[str, Annotated[int, Field(strict=True)]]
     data: Dataset
     code: dict[str, Digest] = Field({})  # of every file of the user's own that the recipe names, by its import path
@@ -170,7 +171,7 @@ class Report(Origin):
 
     schema_version: Literal[2]
     verdict: Outcome
-    budget: Annotated[tuple[AnyRow, ...], Field(min_length=1)]
+    budget: Annotated[Listed[AnyRow], Field(min_length=1)]
     landing: Landing
     cost: Costs  # of the compact network
     base: Costs  # of the full model
@@ -181,7 +182,7 @@ class Report(Origin):
     command: Text
     resumed_from: StrictWhole | None  # the optimizer step that an interrupted run went on from
     seconds: StrictNotNegative
-    notes: tuple[Text, ...]
+    notes: Listed[Text]
     files: dict[FileName, Digest]  # the SHA-256 of every other file of the folder
     digest: Digest  # the SHA-256 of all of the above as JSON with sorted keys, without spaces, in ASCII
 

@@ -463,6 +463,8 @@ REPORTS: dict[str, Edit] = {
     )(folder),
     "a parity name that leaves the folder": at(("parity", lambda files: files | {"../x": files["model.onnx"]})),
     "a file name with a zero in it": at(("files", lambda files: files | {"model\0.onnx": "0" * 64})),
+    "100,000 wrong rows": at(("history", [[]] * 100_000)),
+    "100,000 wrong seeds": at(("seeds", {str(number): [] for number in range(100_000)})),
     "a report of 9 MB": at(("notes", ["x" * 9_000_000])),
     "a limit of 5,000 digits": lambda folder: change(
         "report.json", lambda text: text.replace(b'"limit": 30000', b'"limit": ' + b"9" * 5_000)
