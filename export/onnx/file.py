@@ -26,6 +26,7 @@ PRODUCER = "compress"
 PREFIX = "compress."  # of our metadata keys
 SEAL = PREFIX + "seal"  # the last entry of a file: the digest of every byte before it
 LARGEST = 2**31  # bytes: what protocol buffers can hold
+MOST_TOPICS = 64  # of ours in a file, which has seven
 BATCH = "batch"  # the symbol of axis 0 in files that we write
 
 
@@ -156,15 +157,23 @@ def stamp(model: ModelProto, metadata: Mapping[str, Any]) -> ModelProto:
 
 
 def metadata(model: ModelProto) -> dict[str, Any]:
-    """Return our metadata by topic; empty for a file that others wrote. Raises ArtifactError on broken JSON."""
-    topics = {}
-    for entry in model.metadata_props:
-        if entry.key.startswith(PREFIX) and entry.key != SEAL:
-            try:
-                topics[entry.key.removeprefix(PREFIX)] = read_json(entry.value)
-            except ValueError as error:
-                what = f"the metadata {entry.key[:60]!r} is not JSON: {entry.value[:40]!r}"
-                raise ArtifactError(f"{what} ({error}).") from None
+    """Return our metadata by topic; empty for a file that others wrote.
+
+    Raises ArtifactError on broken JSON, a topic that is there twice, and more topics than anybody writes.
+    """
+    entries = [entry for entry in model.metadata_props if entry.key.startswith(PREFIX) and entry.key != SEAL]
+    if len(entries) > MOST_TOPICS:
+        raise ArtifactError(f"its metadata has {len(entries):,} entries of compress, of at most {MOST_TOPICS}.")
+    topics: dict[str, Any] = {}
+    for entry in entries:
+        topic = entry.key.removeprefix(PREFIX)
+        if topic in topics:
+            raise ArtifactError(f"the metadata {entry.key[:60]!r} is there twice.")
+        try:
+            topics[topic] = read_json(entry.value)
+        except ValueError as error:
+            what = f"the metadata {entry.key[:60]!r} is not JSON: {entry.value[:40]!r}"
+            raise ArtifactError(f"{what} ({error}).") from None
     return topics
 
 

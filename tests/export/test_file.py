@@ -247,6 +247,19 @@ def test_metadata_holds_no_nan():
         onnx_file.stamp(SMALL, {"drift": math.nan})
 
 
+def test_a_topic_that_is_there_twice_is_refused_whichever_a_reader_takes():
+    net = onnx_file.stamp(SMALL, {"claims": 1})
+    net.metadata_props.add(key="compress.claims", value="2")
+    with pytest.raises(ArtifactError, match=r"'compress\.claims' is there twice"):
+        onnx_file.metadata(net)
+
+
+def test_more_topics_than_anybody_writes_are_refused():
+    assert len(onnx_file.metadata(onnx_file.stamp(SMALL, {f"t{n}": n for n in range(64)}))) == 64
+    with pytest.raises(ArtifactError, match="65 entries of compress, of at most 64"):
+        onnx_file.metadata(onnx_file.stamp(SMALL, {f"t{n}": n for n in range(65)}))
+
+
 def test_metadata_that_is_not_json_is_refused():
     net = onnx_file.stamp(SMALL, {})
     net.metadata_props.add(key="compress.claims", value="{macs")
