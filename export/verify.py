@@ -133,22 +133,15 @@ def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
                 f"{path}: say which input has that shape, such as --shape {names[0] if names else 'x'}=..."
             )
         shapes = {names[0]: shapes[""]}
-    file = count.count(model, shapes)
+    try:
+        file = count.count(model, shapes)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
     file = replace(file, bytes=path.stat().st_size + onnx_file.outside(path, model))
     known = onnx_file.metadata(model)
     base = _cost_from(path, known["base"]) if "base" in known else None
     budget, notes = _limits_for(path, asked, base)
-    _refuse_unknown(path, file, budget)
     claims, blind = _claims(path, known.get("claims"), file)
-    cost, lines = _believed(path, file, claims, blind)
-    if blind and any(limit.unit in _BY_MACS for limit in budget.limits):
-        notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
-    measured = None
-    if budget.latencies:
-        from compress.export.latency import measured_latencies
-
-        measured = measured_latencies(path, budget)
-    verdict = _judge(path, budget, cost, [*lines, *notes], measured)
     counted = {
         "macs": None if file.why else file.macs,
         "params": None if file.hidden else file.params,
@@ -159,29 +152,38 @@ def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     if claims is not None:
         thop = None if blind else claims.thop
         claimed = {"macs": claims.macs, "params": claims.params, "thop": thop, "memory": claims.memory}
+    if refusal := _refusal(file, budget):
+        return Verdict(4, (f"{path}: {refusal}",), counted=counted, claimed=claimed, shapes=file.shapes)
+    cost, lines = _believed(path, file, claims, blind)
+    if blind and any(limit.unit in _BY_MACS for limit in budget.limits):
+        notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
+    measured = None
+    if budget.latencies:
+        from compress.export.latency import measured_latencies
+
+        measured = measured_latencies(path, budget)
+    verdict = _judge(path, budget, cost, [*lines, *notes], measured)
     return replace(verdict, counted=counted, claimed=claimed, shapes=file.shapes)
 
 
-def _refuse_unknown(path: Path, file: "FileCost", budget: Budget) -> None:
-    """Raise ArtifactError where a limit cannot be checked."""
+def _refusal(file: "FileCost", budget: Budget) -> str:
+    """Say which limit cannot be checked, and why; nothing where all can be."""
 
     def limits(*units: str) -> str:
         return ", ".join(limit.text for limit in budget.limits if limit.unit in units)
 
     if file.why and (asked := limits(*_BY_MACS)):
-        raise ArtifactError(
-            f"{path}: nobody can vouch for {asked}: {file.why}. At least {file.macs:,} MACs were counted."
-        )
+        return f"nobody can vouch for {asked}: {file.why}. At least {file.macs:,} MACs were counted."
     if file.memory is None and (asked := limits(MEMORY)):
         why = f"these operators are not known: {', '.join(file.unknown)}" if file.unknown else file.why
-        raise ArtifactError(
-            f"{path}: nobody can vouch for {asked}, the memory of its activations: {why or 'a shape is not known'}."
-        )
+        return f"nobody can vouch for {asked}, the memory of its activations: {why or 'a shape is not known'}."
     if file.hidden and (asked := limits("params")):
-        raise ArtifactError(
-            f"{path}: nobody can vouch for {asked}: numbers may lie out of sight in {', '.join(file.hidden)}. At least "
-            f"{file.params:,} params were counted."
+        hidden = ", ".join(file.hidden)
+        return (
+            f"nobody can vouch for {asked}: numbers may lie out of sight in {hidden}. At least {file.params:,} params "
+            "were counted."
         )
+    return ""
 
 
 def _believed(path: Path, file: "FileCost", claims: Cost | None, blind: bool) -> tuple[Cost, list[str]]:

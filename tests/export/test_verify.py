@@ -191,6 +191,8 @@ def test_an_open_axis_is_refused_for_macs_and_answered_for_all_that_needs_none(t
         verdict = verify(file, budget)
         assert verdict.code == 4
         assert "axis 2 of input 'x' ('H') has no size" in verdict.lines[0]
+        assert verdict.to_json()["counted"]["params"] == PARAMS
+        assert verdict.to_json()["shapes"] == {"x": [1, 3, None, None]}
     assert verify(file, f"{PARAMS}params, 20kB").code == 0
     assert verify(file, f"{PARAMS - 1}params").code == 1
     assert verify(file, f"{PARAMS}params").to_json()["counted"] == {
