@@ -1,5 +1,7 @@
 """One axis is the batch where that can be shown; every other free axis has a size by the caller, or none at all."""
 
+from pathlib import Path
+
 import onnx
 import pytest
 from onnx import TensorProto
@@ -7,6 +9,7 @@ from onnx_files import INT64, array, file, node, weight
 
 from compress.errors import UsageError
 from compress.export.onnx.count import count
+from compress.export.verify import verify
 
 KERNEL = weight("w", 64, 3, 3, 3)
 CONV = node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
@@ -292,3 +295,56 @@ def test_an_input_that_is_no_tensor_is_refused() -> None:
     )
     model.graph.input[0].type.sequence_type.elem_type.tensor_type.elem_type = TensorProto.FLOAT
     assert count(model).why
+
+
+# ---- as a user asks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_file(tmp_path: Path) -> Path:
+    """A convolution whose height and width are open."""
+    path = tmp_path / "open.onnx"
+    onnx.save(file([CONV], {"x": ("N", 3, "H", "W")}, [KERNEL]), path)
+    return path
+
+
+def test_an_open_axis_is_refused_for_macs_and_answered_for_all_that_needs_none(open_file: Path) -> None:
+    for budget in ("1GMACs", "1GFLOPs", "1GB@activations", "1728params, 1GMACs"):
+        verdict = verify(open_file, budget)
+        assert verdict.code == 4
+        assert "axis 2 of input 'x' ('H') has no size" in verdict.lines[0]
+        assert verdict.to_json()["shapes"] == {"x": [1, 3, None, None]}
+        assert verdict.to_json()["counted"] == {
+            "macs": None,
+            "params": 1728,
+            "bytes": open_file.stat().st_size,
+            "memory": None,
+        }
+    assert verify(open_file, "1728params, 20kB").code == 0
+    assert verify(open_file, "1727params").code == 1
+
+
+def test_a_shape_closes_an_open_axis_and_is_told(open_file: Path) -> None:
+    for shape in ("x=1,3,32,32", "1,3,32,32", ("x=1,3,32,32",)):
+        verdict = verify(open_file, f"{ONE}MACs", shape=shape)
+        assert verdict.code == 0
+        assert "counted for the inputs x=1,3,32,32" in verdict.lines
+    assert verify(open_file, f"{ONE - 1}MACs", shape="1,3,32,32").code == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "word"),
+    [
+        ("x=1,3,8", "has 4 axes"),
+        ("x=1,3,8,0", "is no shape"),
+        ("x=1,3,8,-1", "is no shape"),
+        ("x=1;3", "is no shape"),
+        ("x=", "is no shape"),
+        ("x=1,3,8,99999999999999999999", "is no shape"),
+        ("z=1,3,8,8", "no input 'z'"),
+        (("x=1,3,8,8", "x=1,3,9,9"), "twice"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_2(shape: str | tuple[str, ...], word: str, open_file: Path) -> None:
+    with pytest.raises(UsageError, match=word):
+        verify(open_file, "1GMACs", shape=shape)

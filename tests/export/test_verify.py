@@ -176,57 +176,6 @@ def test_a_verdict_is_plain_json(file):
     assert plain["shapes"] == {"x": [1, 3, 8, 8]}
 
 
-def open_axes(path: Path) -> Path:
-    """A file whose height and width are open."""
-    net = network()
-    for at, name in ((2, "H"), (3, "W")):
-        net.graph.input[0].type.tensor_type.shape.dim[at].dim_param = name
-    onnx.save(net, path)
-    return path
-
-
-def test_an_open_axis_is_refused_for_macs_and_answered_for_all_that_needs_none(tmp_path):
-    file = open_axes(tmp_path / "open.onnx")
-    for budget in ("1GMACs", "1GFLOPs", "1GB@activations", f"{PARAMS}params, 1GMACs"):
-        verdict = verify(file, budget)
-        assert verdict.code == 4
-        assert "axis 2 of input 'x' ('H') has no size" in verdict.lines[0]
-        assert verdict.to_json()["counted"]["params"] == PARAMS
-        assert verdict.to_json()["shapes"] == {"x": [1, 3, None, None]}
-    assert verify(file, f"{PARAMS}params, 20kB").code == 0
-    assert verify(file, f"{PARAMS - 1}params").code == 1
-    assert verify(file, f"{PARAMS}params").to_json()["counted"] == {
-        "macs": None, "params": PARAMS, "bytes": file.stat().st_size, "memory": None,
-    }  # fmt: skip
-
-
-def test_a_shape_closes_an_open_axis_and_is_told(tmp_path):
-    file = open_axes(tmp_path / "open.onnx")
-    for shape in ("x=1,3,8,8", "1,3,8,8", ("x=1,3,8,8",)):
-        verdict = verify(file, f"{MACS}MACs", shape=shape)
-        assert verdict.code == 0
-        assert "counted for the inputs x=1,3,8,8" in verdict.lines
-    assert verify(file, f"{MACS - 1}MACs", shape="1,3,8,8").code == 1
-
-
-@pytest.mark.parametrize(
-    ("shape", "word"),
-    [
-        ("x=1,3,8", "has 4 axes"),
-        ("x=1,3,8,0", "is no shape"),
-        ("x=1,3,8,-1", "is no shape"),
-        ("x=1;3", "is no shape"),
-        ("x=", "is no shape"),
-        ("x=1,3,8,99999999999999999999", "is no shape"),
-        ("z=1,3,8,8", "no input 'z'"),
-        (("x=1,3,8,8", "x=1,3,9,9"), "twice"),
-    ],
-)
-def test_a_shape_that_cannot_be_is_2(shape, word, tmp_path):
-    with pytest.raises(UsageError, match=word):
-        verify(open_axes(tmp_path / "open.onnx"), "1GMACs", shape=shape)
-
-
 # ---- files that belie themselves ------------------------------------------------------------------------------------
 
 LIES = {
