@@ -304,7 +304,7 @@ def test_an_input_that_is_no_tensor_is_refused() -> None:
 def open_file(tmp_path: Path) -> Path:
     """A convolution whose height and width are open."""
     path = tmp_path / "open.onnx"
-    onnx.save(file([CONV], {"x": ("N", 3, "H", "W")}, [KERNEL]), path)
+    onnx.save(file([CONV], {"x": ("N", 3, "H", "W")}, [KERNEL], ranks={"y": 4}), path)
     return path
 
 
