@@ -127,7 +127,7 @@ def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
 
     model = onnx_file.read(path)
     if "" in shapes:
-        names = [value.name for value in axes.inputs_of(model.graph)]
+        names = [value.name for value in axes.inputs_of(model)]
         if len(names) != 1:
             raise UsageError(
                 f"{path}: say which input has that shape, such as --shape {names[0] if names else 'x'}=..."

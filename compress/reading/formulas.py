@@ -25,6 +25,10 @@ def is_matrix_product(one: Sequence[int], two: Sequence[int], summed: Collection
     return together and any(left[axis] != right[axis] for axis in range(rank) if axis not in ended)
 
 
+class Uncounted(Exception):
+    """An operator is used in a way whose cost is not known; its text names it."""
+
+
 # ---- torch: (args, out) ---------------------------------------------------------------------------------------------
 
 
@@ -83,7 +87,7 @@ def onnx_attention_block(node: Any, shapes: Shapes) -> int:
     sizes = _option(node, "qkv_hidden_sizes", [weight[1] // 3] * 3)
     past = 8 if node.op_type == "QAttention" else 4
     if len(node.input) > past and node.input[past]:
-        raise ValueError(f"{node.op_type} with earlier keys")
+        raise Uncounted(f"{node.op_type} with earlier keys")
     return int(batch * steps * (prod(weight) + steps * (sizes[0] + sizes[2])))
 
 
@@ -91,7 +95,7 @@ def onnx_attention_of_three(node: Any, shapes: Shapes) -> int:
     """onnxruntime's MultiHeadAttention: queries, keys and values [batch, steps, heads * in] each."""
     queries, keys, values = (shapes[name] for name in node.input[:3])
     if not len(queries) == len(keys) == len(values) == 3 or any(node.input[6:8]):
-        raise ValueError("MultiHeadAttention of packed tensors, or with earlier keys")
+        raise Uncounted("MultiHeadAttention of packed tensors, or with earlier keys")
     return prod(queries[:2]) * keys[1] * (queries[2] + values[2])
 
 
@@ -103,14 +107,14 @@ def onnx_linear(node: Any, shapes: Shapes) -> int:
 def onnx_einsum(node: Any, shapes: Shapes) -> int:
     """Count as torch does: from left to right, each pair one batched matmul, after sums over labels that only one has.
 
-    A pair that shares no label that ends there is no product of matrices and costs nothing. Raises ValueError with the
+    A pair that shares no label that ends there is no product of matrices and costs nothing. Raises Uncounted with the
     equation where it does not fit the shapes.
     """
     equation = _option(node, "equation", b"").decode().replace(" ", "")
     try:
         operands, out, size = _labels(equation, [shapes[name] for name in node.input])
     except (ValueError, IndexError, AssertionError):
-        raise ValueError(f"Einsum {equation[:40]!r}") from None
+        raise Uncounted(f"Einsum {equation[:40]!r}") from None
     macs, done = 0, operands[0]
     for at, operand in enumerate(operands[1:], 1):
         later = out.union(*operands[at + 1 :])

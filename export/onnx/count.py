@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from compress.export.onnx import axes, stored
+from compress.export.onnx import axes, samples, stored
 from compress.export.onnx.memory import peak
 from compress.export.onnx.shapes import Shape
 from compress.export.onnx.walk import Step, Walk, walk
@@ -60,7 +60,8 @@ def count(model: ModelProto, given: Mapping[str, Shape] | None = None) -> FileCo
     why = f"the cost of these operators is not known: {', '.join(unknown)}" if unknown else ""
     unbound = bound.why or ("" if unknown or seen.gaps else _batch(model, bound, seen, given or {}))
     if seen.gaps:
-        why = why or unbound or (axes.refusal(bound, f"with one, {seen.gaps[0]}") if bound.batch else seen.gaps[0])
+        several = len(bound.batch) > 1  # they may have to be of other lengths than one
+        why = why or unbound or (axes.refusal(bound, f"with one, {seen.gaps[0]}") if several else seen.gaps[0])
     why = why or unbound
     if not why and seen.macs == 0:
         why = "no multiply-accumulate was counted in it"
@@ -88,37 +89,74 @@ def count(model: ModelProto, given: Mapping[str, Shape] | None = None) -> FileCo
 def _batch(model: ModelProto, bound: axes.Bound, seen: Walk, given: Mapping[str, Shape]) -> str:
     """Why axis 0 is not shown to be the batch, or is one that is fixed above 1; "" where one input was counted."""
     if bound.batch:
-        why = axes.disproof(seen, walk(model, bound.doubled(bound.batch)), bound)
+        why = samples.disproof(seen, walk(model, bound.scaled(dict.fromkeys(bound.batch, 2))))
+        groups = bound.groups()
+        if not why and len(groups) > 1:
+            several = {name: times for times, names in enumerate(groups, 2) for name in names}
+            if not walk(model, bound.scaled(several)).gaps:
+                why = "they may be of different lengths"
         return axes.refusal(bound, why) if why else ""
-    ends = [shape[:1] for value in model.graph.output if (shape := seen.scope.know(value.name).shape)]
-    for name, axis in ((name, axes_of[0]) for name, axes_of in bound.inputs.items() if axes_of and name not in given):
-        if axis is None or axis < 2 or (axis,) not in ends:
-            continue
-        twice = walk(model, bound.doubled([name]))
-        if twice.gaps or not axes.disproof(seen, twice, bound):
-            whole = ",".join(map(str, bound.inputs[name]))
+    made = [seen.scope.know(value.name).shape for value in model.graph.output]
+    ends = {shape[0] for shape in made if shape}
+    fixed: dict[int, list[str]] = {}
+    for name, shape in bound.inputs.items():
+        if shape and shape[0] is not None and shape[0] > 1 and shape[0] in ends and name not in given:
+            fixed.setdefault(shape[0], []).append(name)
+    for size, names in list(fixed.items())[:2]:  # each takes a walk
+        twice = walk(model, bound.scaled(dict.fromkeys(names, 2)))
+        if twice.gaps or not samples.disproof(seen, twice):
+            whole = ",".join(map(str, bound.inputs[names[0]]))
             return (
-                f"the batch of input {name!r} is fixed at {axis}, and costs are stated for one input: export the model "
-                f"with a symbolic batch, or count all of them with --shape {name}={whole}"
+                f"the batch of input {names[0][:60]!r} is fixed at {size}, and costs are stated for one input: export "
+                f"the model with a symbolic batch, or count all of them with --shape {names[0][:60]}={whole}"
             )
     return ""
 
 
+_LINEAR = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Add", "Sub", "Neg", "Cast", "Div"})
+_LINEAR |= {"Slice", "Split", "Concat"}
+_SUMS = frozenset(
+    """
+    ReduceSum ReduceMean ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum GlobalAveragePool GlobalLpPool AveragePool
+    LpPool Einsum CumSum Sum MatMul Gemm Conv
+    """.split()  # noqa: SIM905
+)
+
+
 def _sums_of_products(seen: Walk) -> dict[str, None]:
     """Matrix products in disguise, by name: stored weights are multiplied with something, one of them spread along an
-    axis of the other, and the product is summed along an axis that both have.
+    axis of the other, and the product is summed along an axis that both have; or, behind other linear operators, where
+    weights gave it an axis that the other factor had not, at all.
     """
-    products: dict[str, tuple[Shape, Shape, str]] = {}
+    products: dict[tuple[int, str], tuple[Shape, Shape, str]] = {}
+    spread: dict[tuple[int, str], str] = {}  # what is linear in a product to which weights gave an axis
     for step in seen.steps:
+        reads = [(step.body, name) for name in step.node.input]
+        made = (step.body, step.node.output[0]) if step.node.output else (0, "")
         one, two = (*step.reads, None, None)[:2]
-        if step.name == "Mul" and one is not None and two is not None and len(step.makes) == 1:
-            if any(seen.scope.know(name).constant for name in step.node.input):
-                products[step.node.output[0]] = (one, two, f"Mul {step.node.name!r}, summed up as matrix products are")
-        elif step.name in ("ReduceSum", "ReduceMean") and (product := products.get(step.node.input[0])):
+        if step.name in ("Mul", "Div") and one is not None and two is not None and any(step.constant):
+            name = f"{step.name} {step.node.name[:60]!r}, summed up as matrix products are"
+            products[made] = (one, two, name)
+            if not all(step.constant) and _gives_an_axis(*((one, two) if step.constant[0] else (two, one))):
+                spread[made] = name
+        if step.name in _SUMS and reads and (product := products.get(reads[0])):
             left, right, name = product
-            if is_matrix_product(left, right, _summed(step, seen, max(len(left), len(right)))):
+            rank = max(len(left), len(right))
+            if step.name.startswith("Reduce") and is_matrix_product(left, right, _summed(step, seen, rank)):
                 return {name: None}
+        behind = next((spread[key] for key in reads if key in spread), None)
+        if behind and step.name in _SUMS and made not in spread:
+            return {behind: None}
+        if behind and step.name in _LINEAR:
+            spread[made] = behind
     return {}
+
+
+def _gives_an_axis(weights: Shape, other: Shape) -> bool:
+    """Whether weights have an axis that the other factor is spread along, and the other way round or in common."""
+    rank = max(len(weights), len(other))
+    left, right = ((1,) * (rank - len(shape)) + shape for shape in (weights, other))
+    return any(a > 1 and b == 1 for a, b in zip(left, right, strict=True)) and any(n > 1 for n in right)
 
 
 def _summed(step: Step, seen: Walk, rank: int) -> set[int]:

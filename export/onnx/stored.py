@@ -89,7 +89,7 @@ def tally(model: ModelProto, seen: Walk) -> Tally:
     choices = _levels(made_by, [name for name in _where(flow) if name not in constant])
     unpacked, looked_up = _unpacked(flow, seen, constant), _looked_up(flow, made_by, constant)
     packed = dict(_packed(flow))
-    first = next(iter(inputs_of(model.graph)), None)
+    first = next(iter(inputs_of(model)), None)
     axes = first.type.tensor_type.shape.dim if first is not None else []
     channels = axes[1].dim_value if len(axes) > 1 else 0
     total = 0

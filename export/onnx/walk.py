@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 
 from compress.errors import ArtifactError
+from compress.export.onnx.axes import DEFAULTS
 from compress.export.onnx.shapes import UNKNOWN, Known, Opsets, Scope, Shape, infer, known, op_name, stored, tensor_type
 from compress.reading import operators
+from compress.reading.formulas import Uncounted
 
 VISITS = 30_000  # operators, those of functions and branches as often as they are called
 DEEP = 40  # calls inside calls
+COPIED = 2**26  # bytes of functions, copied for calls with attributes
 ENDLESS = 2**31  # rounds of a loop that only its condition ends
 
 
@@ -30,6 +34,8 @@ class Step(NamedTuple):
     reads: tuple[Shape | None, ...]
     makes: tuple[Shape | None, ...]
     macs: int  # in one run of the body that it is in
+    constant: tuple[bool, ...] = ()  # which of what it reads is made of stored numbers alone
+    body: int = 0  # a number of the body that it is in
 
 
 @dataclass
@@ -44,6 +50,8 @@ class Walk:
     steps: list[Step] = field(default_factory=list)
     visits: int = 0
     depth: int = 0
+    copied: int = 0  # bytes of functions, for calls with attributes
+    referring: dict[tuple[str, str, str], bool] = field(default_factory=dict)  # functions with attributes of calls
 
     def __post_init__(self) -> None:
         self.functions = {(f.domain, f.name, f.overload): f for f in self.model.functions}
@@ -56,7 +64,8 @@ class Walk:
         """Put the inputs and the stored tensors of a graph into its scope."""
         scope.here |= inputs
         for tensor in graph.initializer:
-            scope.here[tensor.name] = stored(tensor)
+            if tensor.name not in inputs:
+                scope.here[tensor.name] = stored(tensor)
         for sparse in graph.sparse_initializer:
             scope.here[sparse.values.name] = known(tensor_type(sparse.values.data_type, sparse.dims), None, True)
 
@@ -67,7 +76,7 @@ class Walk:
             raise ArtifactError(f"its functions and branches are nested more than {DEEP} deep; that is not followed.")
         macs = 0
         for node in nodes:
-            self.visits += 1 + len(node.input) // 64
+            self.visits += 1 + (len(node.input) + len(node.output)) // 8
             if self.visits > self.most:
                 raise ArtifactError(
                     f"it runs more than {self.most:,} operators, those of its functions as often as they are called; "
@@ -85,7 +94,11 @@ class Walk:
         if name in ("If", "Loop"):
             return (self._branch if name == "If" else self._loop)(node, scope, opsets)
         inputs = [scope.know(n) if n else UNKNOWN for n in node.input]
-        outputs = infer(node, name, inputs, opsets, self.gaps)
+        try:
+            outputs = infer(node, name, inputs, opsets, self.gaps)
+        except Exception:  # attributes that are not what they are called
+            self.gaps.append(f"{name} {node.name[:60]!r}: not written as that operator is")
+            outputs = [UNKNOWN] * len(node.output)
         scope.here |= zip(node.output, outputs, strict=False)
         row = self.rows.get(name)
         macs = 0
@@ -94,23 +107,24 @@ class Walk:
         elif row.macs is not None:
             macs = self._macs(row.macs, node, name, scope)
         reads, makes = tuple([value.shape for value in inputs]), tuple([value.shape for value in outputs])
-        self.steps.append(Step(node, name, reads, makes, macs))
+        constant = tuple([value.constant for value in inputs])
+        self.steps.append(Step(node, name, reads, makes, macs, constant, id(scope)))
         return macs
 
     def _macs(self, formula: Any, node: NodeProto, name: str, scope: Scope) -> int:
         try:
             macs = int(formula(node, scope))
         except KeyError as error:
-            self.gaps.append(f"{name} {node.name!r}: no shape for {error}, so its MACs cannot be counted")
+            self.gaps.append(f"{name} {node.name[:60]!r}: no shape for {error}, so its MACs cannot be counted")
             return 0
-        except ValueError as error:
+        except Uncounted as error:
             self.unknown[str(error)] = None
             return 0
-        except (IndexError, StopIteration, TypeError, AttributeError):
-            self.gaps.append(f"{name} {node.name!r}: not written as that operator is")
+        except (ValueError, IndexError, StopIteration, TypeError, AttributeError, ZeroDivisionError):
+            self.gaps.append(f"{name} {node.name[:60]!r}: not written as that operator is")
             return 0
         if macs < 0:
-            self.gaps.append(f"{name} {node.name!r}: comes to {macs:,} MACs")
+            self.gaps.append(f"{name} {node.name[:60]!r}: comes to {macs:,} MACs")
         return max(0, macs)
 
     def _call(self, function: FunctionProto, node: NodeProto, scope: Scope) -> int:
@@ -119,7 +133,14 @@ class Walk:
         inner.here |= {n: scope.know(given) for n, given in zip(function.input, node.input, strict=False) if given}
         given = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
         opsets = Opsets(function.opset_import)
-        macs = self.run([_with(part, given) for part in function.node], inner, opsets)
+        key = (function.domain, function.name, function.overload)
+        nodes: Sequence[NodeProto] = function.node
+        if self.referring.setdefault(key, _refers(function.node)):
+            self.copied += function.ByteSize()
+            if self.copied > COPIED:
+                raise ArtifactError("its functions are called with attributes too often to be followed.")
+            nodes = [_with(part, given) for part in nodes]
+        macs = self.run(nodes, inner, opsets)
         scope.here |= {n: inner.know(made) for n, made in zip(node.output, function.output, strict=False)}
         return macs
 
@@ -127,11 +148,14 @@ class Walk:
         """If: the branch that is taken where that is known, else the one that costs more."""
         graphs = {a.name: a.g for a in node.attribute if a.type == AttributeProto.GRAPH}
         chosen = scope.know(node.input[0]).data if node.input else None
-        names = ["then_branch", "else_branch"]
+        names = [name for name in ("then_branch", "else_branch") if name in graphs]
+        if len(names) < 2:
+            self.gaps.append("an If without two branches")
+            return 0
         if chosen is not None and chosen.size == 1:
             names = names[:1] if bool(chosen.reshape(-1)[0]) else names[1:]
         costs, results = [], []
-        for graph in (graphs[name] for name in names if name in graphs):
+        for graph in (graphs[name] for name in names):
             inner = Scope(scope)
             self.enter(graph, inner, {})
             costs.append(self.run(graph.node, inner, opsets))
@@ -155,11 +179,14 @@ class Walk:
         names = [value.name for value in body.input]
         inner = Scope(scope)
         self.enter(body, inner, dict(zip(names, [counter, going, *carried], strict=False)))
+        self.steps.append(Step(node, "Loop", ((often,),), ((often,),), 0))
         macs = self.run(body.node, inner, opsets)
         ends = [inner.know(value.name) for value in body.output[1:]]
         for before, after in zip(carried, ends, strict=False):
             if before.shape is None or before.shape != after.shape:
-                self.gaps.append(f"Loop {node.name!r}: what it carries from round to round does not keep its shape")
+                self.gaps.append(
+                    f"Loop {node.name[:60]!r}: what it carries from round to round does not keep its shape"
+                )
                 break
         made = [*carried, *(_stacked(end, often) for end in ends[len(carried) :])]
         scope.here |= zip(node.output, made, strict=False)
@@ -172,10 +199,15 @@ def walk(model: ModelProto, inputs: Mapping[str, Sequence[int | None]]) -> Walk:
     Raises ArtifactError where it holds more than is followed.
     """
     seen = Walk(model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     given = {
         value.name: known(_bound(value.type, inputs[value.name])) if value.name in inputs else known(value.type)
         for value in model.graph.input
+        if value.name in inputs or value.name not in weights
     }
+    if model.ir_version >= DEFAULTS:  # a caller may give others: a condition, or how often a loop runs
+        singles = {value.name for value in model.graph.input} & {n for n, t in weights.items() if prod(t.dims) == 1}
+        given |= {name: stored(weights[name])._replace(data=None) for name in singles - given.keys()}
     seen.enter(model.graph, seen.scope, given)
     seen.macs = seen.run(model.graph.node, seen.scope, Opsets(model.opset_import))
     return seen
@@ -202,6 +234,18 @@ def _stacked(end: Known, often: int) -> Known:
     if end.type is None or end.shape is None:
         return UNKNOWN
     return known(tensor_type(end.type.tensor_type.elem_type, (often, *end.shape)))
+
+
+def _refers(nodes: Sequence[NodeProto]) -> bool:
+    """Whether any of these, or of those inside them, has an attribute of the call."""
+    todo = list(nodes)
+    while todo:
+        for attribute in todo.pop().attribute:
+            if attribute.ref_attr_name:
+                return True
+            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                todo += graph.node
+    return False
 
 
 def _with(node: NodeProto, given: Mapping[str, AttributeProto]) -> NodeProto:

@@ -155,7 +155,7 @@ REFUSED = {
             [node("Transpose", ["x"], ["t"]), node("MatMul", ["t", "x"], ["s"]), node("MatMul", ["x", "s"], ["y"])],
             {"x": ("N", 8)},
         ),
-        "sums along it",
+        "does not keep it",
         {"x": (6, 8)},
         2 * 6 * 8 * 8,
     ),
@@ -177,7 +177,7 @@ REFUSED = {
             {"x": ("N", 8)},
             [weight("k", 5, 8, 3), array("z", [0])],
         ),
-        "does not take it for its images",
+        "does not take it for its samples",
         {"x": (6, 8)},
         6 * 5 * 24,
     ),
@@ -185,7 +185,7 @@ REFUSED = {
         file(
             [MATMUL, node("ReduceMean", ["y", "z"], ["m"])], {"x": ("N", 8)}, [MATRIX, array("z", [0])], outputs=["m"]
         ),
-        "no output has it",
+        "told of all of them together",
         {"x": (6, 8)},
         240,
     ),

@@ -74,7 +74,7 @@ def either(first: int, second: int) -> onnx.ModelProto:
         node("If", ["c"], ["o"], then_branch=branch(first), else_branch=branch(second)),
         node("Add", ["x", "o"], ["y"]),
     ]
-    return file(nodes, {"x": ("N", 8)}, [array("all", [0, 1]), array("zero", 0, "f4")])
+    return file(nodes, {"x": (1, 8)}, [array("all", [0, 1]), array("zero", 0, "f4")])
 
 
 COUNTED: dict[str, tuple[onnx.ModelProto, int]] = {
