@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]  # of inputs, by name
 Asked = str | Sequence[str | Mapping[str, str]] | Budget  # which budget a file must keep
 
+LONGEST = 2_000  # characters of a sentence
 SCHEMA_VERSION = 1  # of what `--json` prints
 _BY_MACS = ("MACs", "FLOPs", "FLOPs@2")
 
@@ -87,7 +88,7 @@ def verify(
         signed = _signed(path, signed_by)
         verdict = check(path, budget, shapes)
     except ArtifactError as error:
-        return Verdict(error.exit_code, (str(error),))
+        return Verdict(error.exit_code, (_clipped(str(error)),))
     return replace(verdict, lines=(*verdict.lines, *signed))
 
 
@@ -153,7 +154,7 @@ def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
         thop = None if blind else claims.thop
         claimed = {"macs": claims.macs, "params": claims.params, "thop": thop, "memory": claims.memory}
     if refusal := _refusal(file, budget):
-        return Verdict(4, (f"{path}: {refusal}",), counted=counted, claimed=claimed, shapes=file.shapes)
+        return Verdict(4, (_clipped(f"{path}: {refusal}"),), counted=counted, claimed=claimed, shapes=file.shapes)
     cost, lines = _believed(path, file, claims, blind)
     if blind and any(limit.unit in _BY_MACS for limit in budget.limits):
         notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
@@ -177,6 +178,9 @@ def _refusal(file: "FileCost", budget: Budget) -> str:
     if file.memory is None and (asked := limits(MEMORY)):
         why = f"these operators are not known: {', '.join(file.unknown)}" if file.unknown else file.why
         return f"nobody can vouch for {asked}, the memory of its activations: {why or 'a shape is not known'}."
+    compiled = [name for name in file.hidden if name.endswith("::EPContext")]  # it may lie in a file of its own
+    if compiled and (asked := limits("B")):
+        return f"nobody can vouch for {asked}: a compiled network may lie in other files ({compiled[0]})."
     if file.hidden and (asked := limits("params")):
         hidden = ", ".join(file.hidden)
         return (
@@ -195,7 +199,7 @@ def _believed(path: Path, file: "FileCost", claims: Cost | None, blind: bool) ->
     shapes = ", ".join(f"{name}={','.join(map(_axis, shape))}" for name, shape in file.shapes.items())
     macs = f"at least {file.macs:,} MACs ({file.why})" if file.why else f"{file.macs:,} MACs"
     params = f"{'at least ' if file.hidden else ''}{file.params:,} params after folding"
-    lines = [f"counted in the file: {macs}, {params}, {file.bytes:,} B", f"counted for the inputs {shapes or 'none'}"]
+    lines = [f"counted in the file: {macs}, {params}, {file.bytes:,} B", f"counted for the inputs {_clipped(shapes)}"]
     cost = Cost(params=file.params, macs=file.macs, thop=file.macs, bytes=file.bytes, memory=memory)
     if claims is None:
         return cost, lines
@@ -213,6 +217,11 @@ def _believed(path: Path, file: "FileCost", claims: Cost | None, blind: bool) ->
     lines.append(f"activations at their peak: {memory:,} B in the file's order, {claims.memory:,} B claimed")
     params_of = max(claims.params, file.params)
     return replace(cost, params=params_of, thop=claims.of("FLOPs"), memory=claims.memory), lines
+
+
+def _clipped(text: str) -> str:
+    """A sentence that fits a screen, whatever names a file has."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 20]} ... {text[-15:]}"
 
 
 def _axis(size: int | None) -> str:

@@ -31,7 +31,7 @@ def fold(op: str, inputs: Sequence[Array | None], options: Options) -> list[Arra
     try:
         with np.errstate(all="ignore"):
             return [np.asarray(result) for result in rule(inputs, options)]
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, ZeroDivisionError, MemoryError):
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError):
         return []
 
 
@@ -167,6 +167,13 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Greater": np.greater, "LessOrEqual": np.less_equal, "GreaterOrEqual": np.greater_equal,
     "Identity": np.array,
 }  # fmt: skip
+
+# Results no larger than what is given, so that these can be carried out before their shape is known.
+SMALLER = frozenset(
+    """
+    Cast Gather Identity NonZero ReduceMax ReduceMin ReduceProd ReduceSum Reshape Slice Squeeze Transpose Unsqueeze
+    """.split()  # noqa: SIM905
+)
 
 RULES: dict[str, Fold] = {
     **{name: _each(act) for name, act in _ELEMENTWISE.items()},

@@ -35,6 +35,8 @@ def peak(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
             continue
         reads = [holder[name] for name in node.input if name not in constants]
         outs = [name for name in node.output if name]
+        if not outs:
+            continue
         if place == VIEW:
             holder |= dict.fromkeys(outs, reads[0])
             continue

@@ -18,7 +18,7 @@ from onnx import AttributeProto, NodeProto, OperatorSetIdProto, TensorProto, Typ
 
 from compress.export.onnx import contrib
 from compress.export.onnx.fold import RULES as FOLDED
-from compress.export.onnx.fold import SMALL, fold
+from compress.export.onnx.fold import SMALL, SMALLER, fold
 
 Shape = tuple[int, ...]
 RANK = 32  # axes of a tensor: numpy has no more
@@ -134,13 +134,13 @@ def _by_onnx(
     try:
         made = onnx.shape_inference.infer_node_outputs(schema, node, kinds, data, opset_imports=opsets.imports)
     except Exception as error:  # its rules raise many kinds
-        gaps.append(f"{name} {node.name!r}: the shapes of the model cannot be inferred: {first_line(error)}")
+        gaps.append(f"{name} {node.name[:60]!r}: the shapes of the model cannot be inferred: {first_line(error)}")
         return [None] * len(node.output)
     ends = [made.get(n) for n in node.output]
     if name == "Reshape" and ends and inputs[0].shape is not None:
         after = known(ends[0]).shape
         if after is not None and prod(after) != prod(inputs[0].shape):  # onnx takes a fixed target as it is
-            gaps.append(f"Reshape {node.name!r}: {list(inputs[0].shape)} does not fit {list(after)}")
+            gaps.append(f"Reshape {node.name[:60]!r}: {list(inputs[0].shape)} does not fit {list(after)}")
             return [None]
     return ends
 
@@ -155,8 +155,8 @@ def _folded(node: NodeProto, name: str, inputs: Sequence[Known], outputs: list[K
             arrays = [np.array(part if name == "Shape" else prod(shape), np.int64)]
     else:
         ready = all(given.data is not None or not n for n, given in zip(node.input, inputs, strict=True))
-        sizes = [prod(out.shape) if out.shape is not None else 0 for out in outputs]
-        if ready and node.input and max(sizes, default=0) <= SMALL:
+        small = all(name in SMALLER if out.shape is None else prod(out.shape) <= SMALL for out in outputs)
+        if ready and node.input and small:
             arrays = fold(name, [given.data for given in inputs], options_of(node))
     if not arrays or len(arrays) > len(outputs):
         return outputs

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor  # type: igno
 
 from compress.errors import ArtifactError
 
-MESSAGE, TEXT, NUMBER = 640, 64, 8  # bytes in memory, in both of the readers that see a file
+MESSAGE, TEXT, NUMBER = 640, 64, 64  # bytes in memory, in both of the readers that see a file
 ALLOWED = 256 * 2**20  # bytes beside those of the file itself; more in proportion for files above 100 MB
 _PACKED = {FieldDescriptor.TYPE_INT32: 8, FieldDescriptor.TYPE_INT64: 16, FieldDescriptor.TYPE_UINT64: 16}
 
