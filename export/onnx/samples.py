@@ -39,8 +39,8 @@ _BY_FIRST = frozenset(
     com.microsoft::MultiHeadAttention com.microsoft::GroupNorm com.microsoft::QLinearAveragePool
     com.microsoft::QLinearGlobalAveragePool com.microsoft::EmbedLayerNormalization
     com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization com.microsoft::RotaryEmbedding
-    com.microsoft::MatMulNBits com.microsoft::MatMulBnb4 ai.onnx.ml::LinearClassifier ai.onnx.ml::LinearRegressor
-    ai.onnx.ml::Normalizer ai.onnx.ml::FeatureVectorizer ai.onnx.ml::OneHotEncoder ai.onnx.ml::ArrayFeatureExtractor
+    ai.onnx.ml::LinearClassifier ai.onnx.ml::LinearRegressor ai.onnx.ml::Normalizer
+    ai.onnx.ml::FeatureVectorizer ai.onnx.ml::OneHotEncoder ai.onnx.ml::ArrayFeatureExtractor
     """.split()  # noqa: SIM905
 )
 # Along one axis, which must be another one: by its attribute, and where that is missing.
@@ -66,7 +66,7 @@ _PRODUCTS = frozenset(
     """
     MatMul Gemm QLinearMatMul MatMulInteger Einsum com.microsoft::FusedMatMul com.microsoft::FusedGemm
     com.microsoft::TransposeMatMul com.microsoft::DynamicQuantizeMatMul com.microsoft::MatMulIntegerToFloat
-    com.microsoft::FusedMatMulActivation com.microsoft::QGemm
+    com.microsoft::FusedMatMulActivation com.microsoft::QGemm com.microsoft::MatMulNBits com.microsoft::MatMulBnb4
     """.split()  # noqa: SIM905
 )
 # Operators through which the numbers of samples become indices.
