@@ -88,7 +88,7 @@ def disproof(one: Walk, two: Walk) -> str:
     numbers: set[str] = set()  # values made of the samples' numbers, 0, 1, ...
     for before, after in zip(one.steps, two.steps, strict=True):
         node = before.node
-        what = _mixes(before, after)
+        what = _mixes(before, after, one)
         if what == COUNTS or (before.name in _NUMBERED and not numbers.isdisjoint(node.input)):
             what = "" if before.name != "Gather" or not before.constant[0] else "looks up their numbers"
             numbers.update(node.output)
@@ -106,7 +106,7 @@ def disproof(one: Walk, two: Walk) -> str:
     return ""
 
 
-def _mixes(before: Step, after: Step) -> str:
+def _mixes(before: Step, after: Step, seen: Walk) -> str:
     """What an operator does that cannot be along an axis of samples; nothing where it keeps them apart."""
     if before.reads == after.reads:
         same = before.makes == after.makes or before.name in _TOLD
@@ -125,6 +125,8 @@ def _mixes(before: Step, after: Step) -> str:
     if not made or any(len(axes) != 1 for axes in made if axes) or not any(made):
         return "does not keep it"
     options = {a.name: a.i for a in before.node.attribute}
+    if before.name == "CumSum" and (axis := seen.scope.know(before.node.input[1]).data) is not None:
+        options["axis"] = int(axis.reshape(-1)[0])
     first, rank = moved[0] if moved else [], len(pairs[0][0]) if pairs else 0
     if before.name in _RECURRENT:
         batch = 0 if options.get("layout") else 1

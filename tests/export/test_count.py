@@ -328,6 +328,23 @@ NAMED = {
         ),
         "Mul 'p', summed up",
     ),
+    **{
+        f"a product in disguise, {how}": (
+            file(
+                [node("Unsqueeze", ["x", "last"], ["u"]), node("Mul", ["u", "w"], ["p"], name="p"), *nodes],
+                {"x": ("N", 7)},
+                [weight("w", 7, 9), array("last", [2]), array("one", [1]), array("two", [1, 2])],
+            ),
+            "Mul 'p', summed up",
+        )
+        for how, nodes in {
+            "passed on": [node("Identity", ["p"], ["q"]), node("ReduceSum", ["q", "one"], ["y"])],
+            "turned": [node("Transpose", ["p"], ["q"], perm=[0, 2, 1]), node("ReduceMean", ["q", "two"], ["y"])],
+            "pooled": [node("Unsqueeze", ["p", "one"], ["q"]), node("GlobalAveragePool", ["q"], ["y"])],
+            "by einsum": [node("Einsum", ["p"], ["y"], equation="bij->bj")],
+            "squared": [node("ReduceSumSquare", ["p", "one"], ["y"])],
+        }.items()
+    },
     "an equation that does not fit": (
         file([node("Einsum", ["x", "x"], ["y"], equation="ij,jk->iz")], {"x": (4, 4)}),
         "Einsum",

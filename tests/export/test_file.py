@@ -402,3 +402,20 @@ def test_a_tensor_that_says_more_or_less_than_it_holds_is_refused(dims, size, tm
     (tmp_path / "net.onnx").write_bytes(net.SerializeToString())
     with pytest.raises(ArtifactError, match="not a valid ONNX model"):
         onnx_file.count_file(tmp_path / "net.onnx")
+
+
+def test_a_file_that_keeps_a_weight_elsewhere_is_checked_like_any_other(tmp_path):
+    net = onnx.load(beside(tmp_path), load_external_data=False)
+    net.graph.node.extend([make_node("Relu", ["b"], ["a"]), make_node("Relu", ["a"], ["b"])])  # a circle
+    (tmp_path / "circle.onnx").write_bytes(net.SerializeToString())
+    with pytest.raises(ArtifactError, match="not a valid ONNX model"):
+        onnx_file.read(tmp_path / "circle.onnx")
+
+
+def test_what_onnxruntime_runs_and_onnx_has_no_name_for_is_read(tmp_path):
+    nodes = [make_node("SimplifiedLayerNormalization", ["x", "s"], ["n"]), make_node("MatMul", ["n", "w"], ["y"])]
+    net = model(nodes, ("N", 8), weights={"s": (8,), "w": (8, 5)})
+    net.graph.output[0].type.tensor_type.ClearField("shape")
+    (tmp_path / "net.onnx").write_bytes(net.SerializeToString())
+    cost = onnx_file.count_file(tmp_path / "net.onnx")
+    assert (cost.why, cost.macs, cost.params) == ("", 40, 48)
