@@ -161,7 +161,8 @@ _KINDS = {1: "f4", 2: "u1", 3: "i1", 4: "u2", 5: "i2", 6: "i4", 7: "i8", 9: "?",
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _divide, "Neg": np.negative, "Abs": np.abs,
-    "Floor": np.floor, "Ceil": np.ceil, "Sqrt": np.sqrt, "Round": np.round, "Sign": np.sign,
+    "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Sign": np.sign, "Sqrt": np.sqrt, "Exp": np.exp,
+    "Reciprocal": np.reciprocal,
     "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
     "Equal": np.equal, "Less": np.less,
     "Greater": np.greater, "LessOrEqual": np.less_equal, "GreaterOrEqual": np.greater_equal,

@@ -32,6 +32,8 @@ FOLDED: dict[str, tuple[onnx.NodeProto, list[Any], int]] = {
     "Abs": (node("Abs", ["a"], ["y"]), [INTS], 18),
     "Floor": (node("Floor", ["a"], ["y"]), [np.array([1.5, -1.5], "f4")], 18),
     "Ceil": (node("Ceil", ["a"], ["y"]), [np.array([1.5, -1.5], "f4")], 18),
+    "Reciprocal": (node("Reciprocal", ["a"], ["y"]), [np.array([4.0], "f4")], 18),
+    "Exp": (node("Exp", ["a"], ["y"]), [np.array([1.0], "f4")], 18),
     "Sqrt": (node("Sqrt", ["a"], ["y"]), [np.array([4.0], "f4")], 18),
     "Pow": (node("Pow", ["a", "b"], ["y"]), [INTS, np.array(2, "i8")], 18),
     "Not": (node("Not", ["a"], ["y"]), [INTS > 0], 18),
