@@ -178,7 +178,11 @@ def test_what_an_unfinished_installation_lacks_of_the_core_is_named_too(command:
 
 @pytest.mark.parametrize(
     "command",
-    ["verify net.onnx --budget 12MACs --signed-by key.pub", "run quickstart --sign key.pem", f"{EXPORT} --sign k"],
+    [
+        "verify net.onnx --budget 12MACs --signed-by key.pub",
+        pytest.param("run quickstart --sign key.pem", marks=beside_the_extra),
+        pytest.param(f"{EXPORT} --sign k", marks=beside_the_extra),
+    ],
 )
 def test_signatures_name_the_package_that_they_need_before_anything_is_begun(command: str) -> None:
     before = files()
