@@ -15,8 +15,13 @@ from pathlib import Path
 from compress.errors import ArtifactError
 
 HEADER = 16 * 2**20  # bytes: of a network with a hundred thousand tensors
-_SHARD = re.compile(r"-\d{3,}-of-\d{3,}\.safetensors$")
-_BEHIND = ("num_batches_tracked", "position_ids", "token_type_ids", "relative_position_index", "g_idx")
+INDEX = 16 * 2**20  # bytes: of the list of what lies in which part
+CHANNELS = 65_536  # of batch norm, at most; what has more is no statistic
+STATE = 4096  # bytes: of the text by which bitsandbytes says how a tensor is packed, at most
+_SHARD = re.compile(r"\d+[-_]of[-_]\d+|consolidated\.\d+")
+_BEHIND = ("position_ids", "token_type_ids", "relative_position_index", "g_idx")
+_WHOLE = ("I64", "I32", "I16", "U8", "BOOL")  # kinds of positions and of counters
+_CODES = re.compile(r"packed|codes|qidxs", re.IGNORECASE)  # in names of what holds several weights in one number
 _PLAIN = frozenset(
     "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 F8_E4M3FNUZ F8_E5M2FNUZ F8_E8M0 F6_E2M3 F6_E3M2 F4 I64 I16 I8 BOOL C64".split()  # noqa: SIM905
 )  # one number in each, even where several share a byte
@@ -45,7 +50,7 @@ def count(path: Path) -> tuple[int, list[str]]:
 
     Raises ArtifactError where the file is broken, empty or one of several, or may hold numbers that cannot be counted.
     """
-    if _SHARD.search(path.name):
+    if _SHARD.search(path.name) or _is_listed(path):
         raise ArtifactError(
             f"{path}: one part of several; nobody can vouch for the params of a network by a part of it."
         )
@@ -54,7 +59,7 @@ def count(path: Path) -> tuple[int, list[str]]:
         raise ArtifactError(f"{path}: holds no tensors; nobody can vouch for the params of a network without any.")
     total, notes = 0, []
     for tensor in tensors.values():
-        if _is_statistic(tensor, tensors) or tensor.name.rpartition(".")[2] in _BEHIND:
+        if _is_statistic(tensor, tensors) or _is_behind(tensor):
             continue
         size = _unpacked(tensor, tensors)
         if size is None:
@@ -88,10 +93,34 @@ def _header(path: Path) -> Iterator[Tensor]:
             yield Tensor(name, str(entry["dtype"]), tuple(entry["shape"]))
 
 
+def _is_listed(path: Path) -> bool:
+    """Whether a list beside the file says that the network lies in it and in others."""
+    for index in path.parent.glob("*.index.json"):
+        try:
+            with index.open("rb") as file:
+                places = json.loads(file.read(INDEX))["weight_map"]
+            files = {str(name) for name in places.values()}
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            continue
+        if path.name in files and len(files) > 1:
+            return True
+    return False
+
+
+def _is_behind(tensor: Tensor) -> bool:
+    """Whether it is a position, a counter, or the state of a packing, by its name and by its kind."""
+    last = tensor.name.rpartition(".")[2]
+    if last == "num_batches_tracked":
+        return tensor.kind in _WHOLE and tensor.size <= 1
+    if ".quant_state." in tensor.name:  # a text in bytes that says how its neighbour is packed
+        return tensor.kind == "U8" and tensor.size <= STATE
+    return last in _BEHIND and tensor.kind in _WHOLE
+
+
 def _is_statistic(tensor: Tensor, others: Mapping[str, Tensor]) -> bool:
     """Whether it is batch norm's running mean or variance: a pair of one axis, beside a weight of it or of none."""
     last = tensor.name.rpartition(".")[2]
-    if last not in ("running_mean", "running_var") or len(tensor.shape) != 1:
+    if last not in ("running_mean", "running_var") or len(tensor.shape) != 1 or tensor.size > CHANNELS:
         return False
     pair = [others.get(tensor.beside(name)) for name in ("running_mean", "running_var")]
     weight = others.get(tensor.beside("weight"))
@@ -104,6 +133,10 @@ def _unpacked(tensor: Tensor, others: Mapping[str, Tensor]) -> int | None:
     last = tensor.name.rpartition(".")[2]
     if tensor.kind in ("U8", "I8") and _bits_and_bytes(tensor, others):
         return 2 * tensor.size
+    if tensor.kind == "U8" and last in ("absmax", "nested_absmax"):  # scales of bitsandbytes, one in each
+        return tensor.size
+    if tensor.size > 1 and tensor.kind[0] in "IU" and _CODES.search(tensor.name):
+        return None
     if tensor.kind in _PLAIN:
         return tensor.size
     if tensor.kind in ("I32", "U32") and last in ("qweight", "qzeros"):

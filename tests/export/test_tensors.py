@@ -130,6 +130,26 @@ COUNTED = {
         {"n__weight": ("F32", [4]), "n__running_mean": ("F32", [9]), "n__running_var": ("F32", [9])},
         22,
     ),
+    "a counter that is none": ({"n__num_batches_tracked": ("F32", [3, 4]), "w": ("F32", [2])}, 14),
+    "a counter of many": ({"n__num_batches_tracked": ("I64", [3]), "w": ("F32", [2])}, 5),
+    "positions that are no whole numbers": ({"e__position_ids": ("F32", [3, 4]), "w__g_idx": ("F16", [5])}, 17),
+    "a pair of more channels than any": (
+        {"n__running_mean": ("F16", [65_537]), "n__running_var": ("F16", [65_537])},
+        131_074,
+    ),
+    "4 bits of bitsandbytes, their scales packed too": (
+        {
+            "l__weight": ("U8", [64, 1]),
+            "l__weight__absmax": ("U8", [2]),
+            "l__weight__nested_absmax": ("F32", [1]),
+            "l__weight__quant_map": ("F32", [16]),
+            "l__weight__quant_state__bitsandbytes__nf4": ("U8", [87]),
+        },
+        128 + 2 + 1 + 16,
+    ),
+    "codes of a codebook": ({"l__codes": ("I16", [8, 4, 1]), "l__codebooks": ("F16", [1, 256, 1, 8])}, None),
+    "indices of a lattice": ({"l__Qidxs": ("I64", [8, 4])}, None),
+    "packed, and said to be": ({"l__weight_packed": ("I8", [8, 4]), "l__weight_scale": ("F16", [8, 1])}, None),
     "positions": ({"e__position_ids": ("I64", [1, 512]), "e__weight": ("F32", [3, 3])}, 9),
     "nothing": ({}, None),
 }
@@ -155,9 +175,29 @@ def test_what_was_unpacked_is_said(tmp_path: Path) -> None:
     assert "count once" in count(write(tmp_path, a=("C64", [4])))[1][0]
 
 
-def test_one_of_several_files_is_no_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model-00001-of-00003.safetensors",
+        "model-00001-of-00003.fp16.safetensors",
+        "model_00001-of-00003.safetensors",
+        "model-1_of_3.safetensors",
+        "consolidated.00.safetensors",
+    ],
+)
+def test_one_of_several_files_is_no_network(name: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="one part of several"):
-        count(write(tmp_path, "model-00001-of-00003.safetensors", a=("F32", [4])))
+        count(write(tmp_path, name, a=("F32", [4])))
+
+
+def test_a_list_beside_it_tells_a_part_whatever_its_name(tmp_path: Path) -> None:
+    path, index = write(tmp_path, a=("F32", [4])), tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": path.name, "b": "other.safetensors"}}))
+    with pytest.raises(ArtifactError, match="one part of several"):
+        count(path)
+    for harmless in (json.dumps({"weight_map": {"a": path.name}}), "{", "[]", '{"weight_map": 3}'):
+        index.write_text(harmless)
+        assert count(path)[0] == 4
 
 
 @pytest.mark.parametrize("size", [HEADER + 1, 2**63])
