@@ -89,10 +89,18 @@ def _lstm(x: Sequence[Any], options: Options) -> list[Shape]:
 
 
 def _picked(x: Sequence[Any], options: Options) -> list[Shape]:
-    """Rows of a packed table."""
+    """Rows of a table: packed, or of a kind of 4 bits, as its scales tell, of which there is one in each block."""
+    table, rows, scales = x[0], x[1], x[2]
     if options.get("gather_axis", 0) != 0:
         raise KeyError("gather_axis")
-    return [(*x[1], *x[0][1:-1], x[0][-1] * (8 // options.get("bits", 4)))]
+    last = options.get("quantize_axis", 1) % len(table) == len(table) - 1
+    block = options.get("block_size", 128) if last else 1
+    wide = {
+        each * table[-1] for each in (1, 8 // options.get("bits", 4)) if -(-each * table[-1] // block) == scales[-1]
+    }
+    if len(wide) != 1:
+        raise KeyError("scales")
+    return [(*rows, *table[1:-1], wide.pop())]
 
 
 def _linear(x: Sequence[Any], options: Options) -> list[Shape]:
