@@ -140,7 +140,7 @@ def change(path: Path, dice: random.Random) -> None:
         case 1:
             data = data[:at]
         case 2:
-            data = data[:at] + data[at : at + size] * dice.choice((2, 100)) + data[at + size :]
+            data = data[:at] + data[at : at + size][: 2**17] * dice.choice((2, 100)) + data[at + size :]
         case 3:
             data = data[:at] + bytes(min(size, 4096)) + data[at + size :]
         case 4:

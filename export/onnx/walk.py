@@ -217,7 +217,7 @@ def _bound(kind: TypeProto, sizes: Sequence[int | None]) -> TypeProto:
     bound = tensor_type(kind.tensor_type.elem_type, ())
     for n in sizes:
         axis = bound.tensor_type.shape.dim.add()
-        if n is not None:
+        if n is not None and n < 2**63:  # twice what a file says may be more than a file can say
             axis.dim_value = n
     return bound
 

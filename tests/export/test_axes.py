@@ -264,6 +264,11 @@ def test_a_batch_that_is_fixed_above_one_is_refused(shape: tuple[int, ...]) -> N
     assert f"the batch of input 'x' is fixed at {shape[0]}" in count(file([CONV], {"x": shape}, [KERNEL])).why
 
 
+@pytest.mark.parametrize("size", [2**62, 2**63 - 1])
+def test_a_batch_as_large_as_any_number_is_refused(size: int) -> None:
+    assert count(file([MATMUL], {"x": (size, 8)}, [MATRIX])).why
+
+
 def test_a_size_that_is_given_holds_wherever_its_symbol_stands() -> None:
     model = file([node("MatMul", ["x", "v"], ["y"])], {"x": ("N", "seq", 8), "v": ("N", 8, "seq")})
     cost = count(model, {"x": (1, 6, 8)})
