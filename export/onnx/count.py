@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from compress.export.onnx import axes, samples, stored
 from compress.export.onnx.memory import peak
@@ -66,9 +66,7 @@ def count(model: ModelProto, given: Mapping[str, Shape] | None = None) -> FileCo
     if not why and seen.macs == 0:
         why = "no multiply-accumulate was counted in it"
     memory = None
-    if not (unknown or unbound or seen.gaps) and not any(
-        node.op_type in ("If", "Loop", "Scan") for node in model.graph.node
-    ):
+    if not (unknown or unbound or seen.gaps or any(_has_insides(node, seen) for node in model.graph.node)):
         with contextlib.suppress(KeyError):
             memory = peak(model.graph, seen.scope)
     ends = [value.name for value in model.graph.output]
@@ -84,6 +82,12 @@ def count(model: ModelProto, given: Mapping[str, Shape] | None = None) -> FileCo
         why=why,
         hidden=hidden,
     )
+
+
+def _has_insides(node: NodeProto, seen: Walk) -> bool:
+    """Whether activations live inside an operator, that the peak of a graph does not see: branches, loops, functions."""
+    called = (node.domain, node.op_type, node.overload) in seen.functions
+    return called or node.op_type in ("If", "Loop", "Scan")
 
 
 def _batch(model: ModelProto, bound: axes.Bound, seen: Walk, given: Mapping[str, Shape]) -> str:

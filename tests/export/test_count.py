@@ -453,6 +453,15 @@ def test_the_memory_of_activations_is_not_told_where_shapes_are_not_shown() -> N
     assert count(open_axes, {"x": (1, 3, 32, 32)}).memory == 4 * (3 * 32 * 32 + 64 * 30 * 30)
 
 
+def test_the_memory_of_activations_inside_a_function_is_not_seen_and_so_not_told() -> None:
+    called = file(
+        [node("Block", ["x", "w"], ["y"], domain="mine")], IMAGE, [KERNEL], functions=[BLOCK], domains=["mine"]
+    )
+    plain = file([node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], IMAGE, [KERNEL], functions=[BLOCK], domains=["mine"])
+    assert (count(called).memory, count(called).macs) == (None, ONE)
+    assert count(plain).memory == 4 * (3 + 64) * 32 * 32
+
+
 def test_an_ordinary_value_says_nothing_of_its_kind() -> None:
     model: Any = file([node("MatMul", ["x", "w"], ["y"])], {"x": ("N", 7)}, [weight("w", 7, 9)])
     model.graph.value_info.append(value("y", (1, 1)))
