@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress import models
+from compress.budget import memory
 from compress.budget.landing import land
 from compress.budget.limits import Budget, Limit
 from compress.budget.memory import Operation, moments
@@ -260,3 +263,21 @@ def test_a_function_needs_as_much_room_in_the_module_as_in_the_file(function: Ca
 def test_what_the_exporter_makes_several_operators_of_counts_in_the_file() -> None:
     net = Net(lambda s, x: fn.softplus(x))
     assert measure(net, (3, 8, 8)).memory < (in_the_file(net, (3, 8, 8)) or 0)
+
+
+@given(st.data())
+def test_the_largest_moment_is_the_largest_of_all_moments(data: st.DataObject) -> None:
+    sizes = {name: data.draw(st.integers(0, 9)) for name in range(3)}
+    operations = []
+    for number in range(data.draw(st.integers(1, 6))):
+        known = sorted(sizes)
+        reads = data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True))
+        made = [len(sizes) + k for k in range(data.draw(st.integers(1, 2)))]
+        over = data.draw(st.lists(st.sampled_from(reads), max_size=1)) if reads else []
+        sizes |= {name: data.draw(st.integers(0, 9)) for name in made}
+        if over:
+            sizes[made[0]] = sizes[over[0]]  # it may write over what is as large
+        operations.append(Operation(str(number), reads, made, over))
+    outputs = data.draw(st.lists(st.sampled_from(sorted(sizes)), max_size=2, unique=True))
+    alive = [sum(sizes[buffer] for buffer in buffers) for _, buffers in moments(operations, [0, 1, 2], outputs)]
+    assert memory.largest(operations, [0, 1, 2], outputs, sizes.__getitem__) == max(alive)
