@@ -85,7 +85,7 @@ def count(model: ModelProto, given: Mapping[str, Shape] | None = None) -> FileCo
 
 
 def _has_insides(node: NodeProto, seen: Walk) -> bool:
-    """Whether activations live inside an operator, that the peak of a graph does not see: branches, loops, functions."""
+    """Whether activations live inside an operator, where the peak of a graph does not see them."""
     called = (node.domain, node.op_type, node.overload) in seen.functions
     return called or node.op_type in ("If", "Loop", "Scan")
 

@@ -35,7 +35,7 @@ class Step(NamedTuple):
     makes: tuple[Shape | None, ...]
     macs: int  # in one run of the body that it is in
     constant: tuple[bool, ...] = ()  # which of what it reads is made of stored numbers alone
-    body: int = 0  # a number of the body that it is in
+    body: int = 0  # the number of the run of a body that it is in
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Walk:
     steps: list[Step] = field(default_factory=list)
     visits: int = 0
     depth: int = 0
+    runs: int = 0  # of bodies
     copied: int = 0  # bytes of functions, for calls with attributes
     referring: dict[tuple[str, str, str], bool] = field(default_factory=dict)  # functions with attributes of calls
 
@@ -72,6 +73,8 @@ class Walk:
     def run(self, nodes: Sequence[NodeProto], scope: Scope, opsets: Opsets) -> int:
         """Look at every operator of a body in order; its multiply-accumulates."""
         self.depth += 1
+        self.runs += 1
+        body = self.runs
         if self.depth > DEEP:
             raise ArtifactError(f"its functions and branches are nested more than {DEEP} deep; that is not followed.")
         macs = 0
@@ -82,11 +85,11 @@ class Walk:
                     f"it runs more than {self.most:,} operators, those of its functions as often as they are called; "
                     "that is more than is followed."
                 )
-            macs += self._node(node, scope, opsets)
+            macs += self._node(node, scope, opsets, body)
         self.depth -= 1
         return macs
 
-    def _node(self, node: NodeProto, scope: Scope, opsets: Opsets) -> int:
+    def _node(self, node: NodeProto, scope: Scope, opsets: Opsets, body: int) -> int:
         name = op_name(node)
         function = self.functions.get((node.domain, node.op_type, node.overload))
         if function is not None:
@@ -108,7 +111,7 @@ class Walk:
             macs = self._macs(row.macs, node, name, scope)
         reads, makes = tuple([value.shape for value in inputs]), tuple([value.shape for value in outputs])
         constant = tuple([value.constant for value in inputs])
-        self.steps.append(Step(node, name, reads, makes, macs, constant, id(scope)))
+        self.steps.append(Step(node, name, reads, makes, macs, constant, body))
         return macs
 
     def _macs(self, formula: Any, node: NodeProto, name: str, scope: Scope) -> int:
