@@ -141,7 +141,7 @@ def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     file = replace(file, bytes=path.stat().st_size + onnx_file.outside(path, model))
     known = onnx_file.metadata(model)
     base = _cost_from(path, known["base"]) if "base" in known else None
-    budget, notes = _limits_for(path, asked, base)
+    budget, notes = _limits_for(path, asked, base, known)
     claims, blind = _claims(path, known.get("claims"), file)
     counted = {
         "macs": None if file.why else file.macs,
@@ -233,7 +233,7 @@ def _check_weights(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
 
     if shapes:
         raise UsageError(f"{path}: weights have no inputs; --shape is for .onnx files.")
-    budget, notes = _limits_for(path, asked, None)
+    budget, notes = _limits_for(path, asked)
     if others := [limit.text for limit in budget.limits if limit.unit != "params"]:
         raise UsageError(f"{path}: weights prove nothing about {', '.join(others)}; verify the model.onnx beside them.")
     params, more = tensors.count(path)
@@ -265,11 +265,19 @@ def _judge(
     return Verdict(0 if kept else 1, (*lines, *notes), tuple(rows))
 
 
-def _limits_for(path: Path, asked: Asked, base: Cost | None) -> tuple[Budget, list[str]]:
+def _limits_for(
+    path: Path, asked: Asked, base: Cost | None = None, topics: Mapping[str, Any] | None = None
+) -> tuple[Budget, list[str]]:
+    """Return the limits that are asked, and what is to be said of them; `topics` is the metadata of an .onnx file."""
     if isinstance(asked, Budget):
         return asked, []
     if asked == "sealed":
-        return _own_limits(path)
+        if topics is None:
+            raise UsageError(f"{path}: names no limits of its own; verify the model.onnx beside it, or its folder.")
+        from compress.export.seal import sealed_limits
+
+        said = "the limits are the file's own (--budget sealed): whoever made the file chose them"
+        return sealed_limits(path, topics), [said]
     shares = [amount.text for amount, _ in amounts(asked, finished=True) if amount.share is not None]
     if shares and base is None:
         raise UsageError(
@@ -277,17 +285,6 @@ def _limits_for(path: Path, asked: Asked, base: Cost | None) -> tuple[Budget, li
         )
     notes = [f"{', '.join(shares)}: of the base model as the metadata claims it"] if shares else []
     return Budget.parse(asked, base, finished=True), notes
-
-
-def _own_limits(path: Path) -> tuple[Budget, list[str]]:
-    """Return the limits that a file seals, and say that they are its own."""
-    from compress.export.onnx import file as onnx_file
-    from compress.export.seal import sealed_limits
-
-    if path.suffix != ".onnx":
-        raise UsageError(f"{path}: names no limits of its own; verify the model.onnx beside it, or its folder.")
-    budget = sealed_limits(path, onnx_file.metadata(onnx_file.read(path)))
-    return budget, ["the limits are the file's own (--budget sealed): whoever made the file chose them"]
 
 
 def _claims(path: Path, claims: Any, file: "FileCost") -> tuple[Cost | None, bool]:
