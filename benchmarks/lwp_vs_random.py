@@ -32,7 +32,7 @@ from compress.recipe import file as recipe
 from compress.surgery.connections import Wiring, cut
 from compress.training import train
 from compress.training.bench import Bench
-from compress.training.optim import draw, sgd
+from compress.training.optim import descent, draw
 
 Scores = dict[str, list[float]]
 
@@ -69,9 +69,9 @@ def scores_of(lab: Bench, method: LWP, wiring: Wiring, mask: Mask, tensors: Mapp
 
 
 def tuned(lab: Bench, model: nn.Module, epochs: float, lr: float) -> None:
-    """Train a network as tuning does: SGD as the recipe says, along a cosine."""
+    """Train a network as tuning does: as the recipe says, along a cosine."""
     steps = round(epochs * lab.epoch)
-    loop = train.Loop(lab.data, sgd(model, lab.keys), start=0, steps=steps, seed=lab.seed, task=lab.task)
+    loop = train.Loop(lab.data, descent(model, lab.keys), start=0, steps=steps, seed=lab.seed, task=lab.task)
     train.train(model, loop, lambda step: train.lr_at("cosine", lr, step / steps))
 
 

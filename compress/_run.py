@@ -34,6 +34,7 @@ from compress.recipe.file import dump, read
 from compress.recipe.settings import Recipe
 from compress.surgery.surgeon import Surgeon
 from compress.training import checkpoint
+from compress.training.average import Average
 from compress.training.bench import Bench
 from compress.training.events import Begun, Doing, Event, Listener, Resumed, Warned, silent
 from compress.workplace import RESULT, claim, default_out, publish
@@ -141,7 +142,7 @@ def develop(bench: Bench, methods: Sequence[Method[Any]], work: Path) -> int | N
         while (why := method.done(bench, state)) is None:
             state = method.step(bench, state)
             books = {"run": _run_of(bench), "machine": _machine(bench), "books": bench.books(), "method": asdict(state)}
-            checkpoint.save(work, bench.model, bench.optimizer, books, bench.learnt)
+            checkpoint.save(work, bench.model, bench.optimizer, books, bench.learnt, bench.average.tensors)
         bench.leave(why)
         if bench.at + 1 == len(methods):
             return resumed
@@ -159,6 +160,7 @@ def _go_on(bench: Bench, methods: Sequence[Method[Any]], saved: checkpoint.Saved
     method.ready(bench, state)
     checkpoint.restore(saved, bench.model, bench.optimizer)
     bench.place()
+    bench.average = Average(0.0, {name: tensor.to(bench.device) for name, tensor in saved.average.items()})
     bench.listen(Resumed(bench.step))
     _compare_machines(saved.state["machine"], bench)
     return state, bench.step

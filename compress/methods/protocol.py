@@ -30,7 +30,7 @@ from compress.recipe.step import Course
 from compress.surgery.stages import Depths, Stage
 from compress.surgery.surgeon import Columns, Surgeon
 from compress.surgery.wires import Cuts
-from compress.training.optim import sgd
+from compress.training.optim import descent
 from compress.training.train import Loop, Score, Trained
 
 S = TypeVar("S")
@@ -127,6 +127,10 @@ class Lab(Protocol):
 
     def train(self, steps: int, lr: Callable[[int], float]) -> Trained:
         """Train for some optimizer steps; `lr` is asked with the number of each since the start of the run."""
+        ...
+
+    def last(self, epochs: float, at: int) -> int:
+        """Optimizer steps of a last stage, `at` of which are done: of so many epochs, or as train.cost says."""
         ...
 
     def loop(self, steps: int, run: Callable[[Loop], T]) -> T:
@@ -229,9 +233,9 @@ class Method(Protocol[S]):
     def ready(self, lab: Lab, state: S) -> None:
         """Make the optimizer for a model that has its widths; after a restart its state is loaded next.
 
-        Plain SGD; vectors have no weight decay.
+        That of the recipe's `train`; vectors have no weight decay.
         """
-        lab.optimizer = sgd(lab.model, lab.keys)
+        lab.optimizer = descent(lab.model, lab.keys)
 
     @abstractmethod
     def init(self, lab: Lab) -> S:

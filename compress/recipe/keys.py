@@ -68,7 +68,7 @@ Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(number)]
 NotNegative = Annotated[float, Field(ge=0), BeforeValidator(number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(number)]
-Schedule = Literal["cosine", "steps", "staircase", "onecycle", "constant"]
+Schedule = Literal["linear", "cosine", "steps", "staircase", "onecycle", "constant"]
 
 
 class Keys(BaseModel):

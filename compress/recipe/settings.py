@@ -132,8 +132,11 @@ class Data(Keys):
     """Use only this many training images, after a seeded shuffle; null uses all, as results do."""
     crop: Whole = 0
     """Zero padding in pixels before a random crop; 0 is off, 4 is usual for 32-pixel images."""
-    flip: bool = False
-    """Mirror half of the training images; off, since it is wrong for digits."""
+    padding: Literal["zero", "reflect"] = "zero"
+    """What a crop finds outside of the image: black, or the image mirrored at its edge."""
+    flip: Annotated[Literal[False, True, "alternate"], Field()] = False
+    """Mirror half of the training images, drawn anew each time; 'alternate': each image every other epoch, so that two
+    epochs show both (Jordan 2024). Off, since it is wrong for digits."""
     cutout: Whole = 0
     """Side in pixels of a square that is blanked in each training image, anywhere (DeVries and Taylor 2017); 0 is off,
     8 of 32 is what VGG16 within 43 MFLOPs was trained with for 64 epochs; alone it was not measured."""
@@ -155,18 +158,32 @@ class Data(Keys):
 
 
 class Train(Keys):
-    """Plain SGD, shared by all methods."""
+    """The optimizer and the loss, shared by all methods."""
 
     batch: Count = 128
     """Images a step; 128 is what the published results used."""
+    cost: Positive | None = None
+    """Train-cost of the whole run, MACs x images (forward): the last stage lasts as long as what is left of it pays
+    for, in place of its epochs. null: as the epochs say."""
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """What trains: SGD, or Muon for the filters of convolutions (Jordan et al. 2024) and SGD for all else."""
     lr: Positive = 0.1
-    """Peak learning rate; 0.1 is usual with batch norm (0.05 without it)."""
+    """Peak learning rate of SGD; 0.1 is usual with batch norm (0.05 without it)."""
+    muon_lr: Positive = 0.1
+    """Peak learning rate of Muon, which follows the same schedule."""
+    muon_momentum: Fraction = 0.6
+    """Momentum of Muon (Nesterov's); 0.6 as in its first use on CIFAR-10."""
+    muon_decay: NotNegative = 0.1
+    """Decay of the weights that Muon trains: of the weight itself, times the rate."""
     momentum: Fraction = 0.9
     """SGD momentum, below 1; 0.9 is what the published results used."""
     nesterov: bool = False
     """Nesterov's momentum; off, as in the published results."""
     weight_decay: NotNegative = 5e-4
     """L2 decay of weights, per step; as the published baselines."""
+    ema: Fraction = 0.0
+    """Decay per step of the moving average of the weights, which is what is scored and exported, in stages of one
+    shape; 0 is off. 1 / (1 - ema) steps should be a tenth of the last stage or less."""
     label_smoothing: Fraction = 0.0
     """Share of the target spread over all classes; 0 is plain."""
     loss: Annotated[str, AfterValidator(import_path)] | None = None

@@ -8,7 +8,7 @@ optimizer and `learnt`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from compress.surgery.connections import Cuts, cuts_in, prune
 from compress.surgery.stages import Depths, Stage, find
 from compress.surgery.structure import construct
 from compress.surgery.surgeon import Columns, Surgeon
+from compress.training.average import Average
 from compress.training.data import Data
 from compress.training.events import Ended, Entered, Listener, Note, Noted
 from compress.training.optim import draw
@@ -63,6 +64,7 @@ class Bench:
     spent: int = 0  # MACs x training images so far (forward only)
     depths: dict[str, tuple[str, ...]] = field(default_factory=dict)  # children of the containers that were changed
     learnt: dict[str, Tensor] = field(default_factory=dict)  # what the method at work has learnt beside the model
+    average: Average = field(default_factory=lambda: Average(0.0))  # of the weights, within a stage of one shape
     history: list[Note] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)  # what each method that is done spent and gained
     _stages: dict[tuple[str, ...] | None, tuple[Stage, ...]] = field(default_factory=dict)
@@ -183,6 +185,15 @@ class Bench:
         """Train for some optimizer steps; `lr` is asked with the number of the step since the start of the run."""
         return self.loop(steps, lambda loop: train(self.model, loop, lr))
 
+    def last(self, epochs: float, at: int) -> int:
+        """Optimizer steps of a method's last stage, `at` of which are done: of so many epochs, or, where the recipe
+        states the train-cost and no method follows, as many as what is left of it pays for.
+        """
+        whole, each = self.keys.cost, self.cost().macs * self.data.batch
+        if whole is None or self.at + 1 < len(self.recipe.methods):
+            return round(epochs * self.epoch)
+        return max(1, int((whole - self.spent) // each) + at)
+
     def loop(self, steps: int, run: Callable[[Loop], T]) -> T:
         """Let `run` train for some optimizer steps, on the images that `train` would have trained on."""
         outcome = run(
@@ -204,13 +215,23 @@ class Bench:
     def stretch(self, event: str, course: Course, at: int, total: int, **numbers: Any) -> int:
         """Train up to the next checkpoint of a stage of `total` steps, `at` of which are done, and take a note.
 
-        Returns the steps that are done then.
+        Returns the steps that are done then. With `train.ema` the weights are averaged: the score is the average's, and
+        the stage ends with it.
         """
         steps = min(total - at, self.pace)
         begin, peak = self.step - at, course.lr or self.keys.lr
-        trained = self.train(steps, lambda step: lr_at(course.schedule, peak, (step - begin) / total, course.warmup))
+        average = self.average = Average(self.keys.ema, self.average.tensors if at else None)
+
+        def rate(step: int) -> float:
+            return lr_at(course.schedule, peak, (step - begin) / total, course.warmup)
+
+        trained = self.loop(steps, lambda loop: train(self.model, replace(loop, average=average), rate))
         at += steps
-        self.note(event, epoch=at / self.epoch, loss=trained.loss, val=self.score().accuracy, **numbers)
+        if at >= total:
+            average.settle(self.model)
+        with average.in_place(self.model):
+            val = self.score().accuracy
+        self.note(event, epoch=at / self.epoch, loss=trained.loss, val=val, **numbers)
         return at
 
     def score(self, split: str = "val") -> Score:

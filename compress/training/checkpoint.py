@@ -30,12 +30,20 @@ class Saved:
 
     state: dict[str, Any]  # as `save` was given it
     groups: list[dict[str, Any]]  # the optimizer's, its parameters by name
-    tensors: dict[str, Tensor]  # model/NAME, optimizer/NAME/KEY, method/NAME
+    tensors: dict[str, Tensor]  # model/NAME, optimizer/NAME/KEY, method/NAME, average/NAME
 
     @property
     def learnt(self) -> dict[str, Tensor]:
         """The method's own tensors, as `save` was given them."""
-        return {name.removeprefix("method/"): t for name, t in self.tensors.items() if name.startswith("method/")}
+        return self._below("method/")
+
+    @property
+    def average(self) -> dict[str, Tensor]:
+        """Those of the average, likewise."""
+        return self._below("average/")
+
+    def _below(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
 def save(
@@ -44,14 +52,18 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
     learnt: Mapping[str, Tensor] | None = None,
+    average: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write model, optimizer, state and the tensors of a method; a reader sees the old file or the new, never a part.
+    """Write model, optimizer, state, and the tensors of a method and of an average.
+
+    A reader sees the old file or the new, never a part.
 
     Raises OSError where the disk is full or may not be written; then the old file is as it was.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"method/{name}": tensor for name, tensor in (learnt or {}).items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in (average or {}).items()}
     for parameter, values in optimizer.state.items():
         tensors |= {f"optimizer/{names[id(parameter)]}/{key}": value for key, value in values.items()}
     groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]

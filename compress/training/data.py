@@ -15,9 +15,10 @@ Repository (CC BY 4.0), as made by benchmarks/make_digits.py.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ class Data:
     device: torch.device
     seed: int
     crop: int
-    flip: bool
+    flip: bool | str
     parts: Mapping[str, tuple[Source, Tensor]]
     """Each split's source, and its images' numbers there: int64 [n] on the CPU."""
     scaling: tuple[Tensor, Tensor]
@@ -69,6 +70,10 @@ class Data:
     """Side in pixels of the square that is blanked in each training image; 0 for none."""
     share: float = 1.0
     """Training images that are used, of those that there are."""
+    padding: str = "zero"
+    """What a crop finds outside of its image: "zero" or "reflect"."""
+    firsts: Tensor = field(default_factory=lambda: torch.empty(0))
+    """With flip "alternate", 1 for each image of the training images' source that is mirrored in the first epoch."""
 
     @property
     def image(self) -> tuple[int, ...]:
@@ -82,9 +87,11 @@ class Data:
         """
         source, _ = self.parts["train"]
         steps_from = range(start, start + steps)
-        for number, (images, *others, y) in zip(steps_from, source.take(self._picks(steps_from)), strict=True):
+        picks, again = itertools.tee(self._picks(steps_from))
+        for number, mine, (images, *others, y) in zip(steps_from, again, source.take(picks), strict=True):
             if varied and (self.crop or self.flip):
-                images = vary(images, self.draws(number).to(self.device, non_blocking=True), self.crop)
+                draws = self.draws(number, mine).to(self.device, non_blocking=True)
+                images = vary(images, draws, self.crop, self.padding)
             x = self._normalised(images)
             if varied and self.cutout:
                 blank(x, self.centres(number).to(self.device, non_blocking=True), self.cutout)
@@ -107,11 +114,18 @@ class Data:
         images, *others, _ = (column.cpu() for column in next(source.take([numbers[:n]])))
         return _batch(images, others)
 
-    def draws(self, number: int) -> Tensor:
-        """Return what varies training batch `number`, int64 [3, B]: top and left of its crops, 1 for mirrored."""
+    def draws(self, number: int, images: Tensor) -> Tensor:
+        """Return what varies training batch `number`, int64 [3, B]: top and left of its crops, 1 for mirrored.
+
+        `images` are the numbers of its images in their source, int64 [B]: with flip "alternate" each is mirrored in
+        every other epoch, beginning with the first or the second.
+        """
         draw = torch.Generator().manual_seed(seed_of(self.seed, "variation", number))
         corner = torch.randint(0, 2 * self.crop + 1, (2, self.batch), generator=draw)
-        return torch.cat([corner, torch.randint(0, 1 + self.flip, (1, self.batch), generator=draw)])
+        mirrored = torch.randint(0, 1 + bool(self.flip), (1, self.batch), generator=draw)
+        if self.flip == "alternate":
+            mirrored = (self.firsts[images] + number // self.steps_per_epoch).remainder(2)[None]
+        return torch.cat([corner, mirrored])
 
     def centres(self, number: int) -> Tensor:
         """Return where the squares that are blanked in training batch `number` lie, int64 [2, B]: row and column."""
@@ -145,11 +159,12 @@ def _batch(images: Tensor, others: Sequence[Tensor]) -> Batch:
     return (images, *others) if others else images
 
 
-def vary(images: Tensor, draws: Tensor, crop: int) -> Tensor:
-    """Shift each image by up to `crop` pixels, black coming in, and mirror it where told.
+def vary(images: Tensor, draws: Tensor, crop: int, padding: str = "zero") -> Tensor:
+    """Shift each image by up to `crop` pixels, and mirror it where told; what comes in is black, or its reflection.
 
     images uint8 [B, C, H, W]; draws int64 [3, B]: row and column, 0 to 2 * crop, of the crop within the padded image,
-    and 1 for mirrored. Padding is 0 before normalisation, that is black, torchvision's usual order of transforms.
+    and 1 for mirrored. Padding "zero" is 0 before normalisation, that is black, torchvision's usual order of
+    transforms; "reflect" repeats the pixels beside the edge, not the edge.
     """
     b, c, h, w = images.shape
     top, left, mirrored = draws.view(3, b, 1, 1)
@@ -157,8 +172,18 @@ def vary(images: Tensor, draws: Tensor, crop: int) -> Tensor:
     columns = left + torch.where(mirrored.bool(), w - 1 - line, line)  # [B, 1, W]
     rows = top + torch.arange(h, device=images.device).view(h, 1)  # [B, H, 1]
     source = (rows * (w + 2 * crop) + columns).view(b, 1, h * w).expand(b, c, h * w)
-    padded = functional.pad(images, (crop,) * 4).flatten(2)
+    if padding == "reflect":
+        lines = [reflected(size, crop, images.device) for size in (h, w)]
+        padded = images[:, :, lines[0]][:, :, :, lines[1]].flatten(2)
+    else:
+        padded = functional.pad(images, (crop,) * 4).flatten(2)
     return padded.gather(2, source).view(b, c, h, w)  # one gather: twice as fast as unfold and where
+
+
+def reflected(size: int, pad: int, device: torch.device) -> Tensor:
+    """The lines of an image of `size` lines that padding by `pad` shows, int64 [size + 2 * pad]; pad < size."""
+    line = torch.arange(-pad, size + pad, device=device).abs()
+    return torch.minimum(line, 2 * (size - 1) - line)
 
 
 def blank(x: Tensor, centres: Tensor, side: int) -> None:
@@ -198,16 +223,7 @@ def load(
         held, numbers = hold_out(labels, _count(keys.val, len(numbers)), seed)
         parts["val"] = (train, held)
     there, numbers = len(numbers), _subset(keys.train, numbers, seed)
-    if batch > len(numbers):
-        raise UsageError(f"train.batch: {batch} is more than the {len(numbers)} training images; choose a smaller one.")
-    if (keys.crop or keys.flip) and not read.classes and train.labels.dim() > 2:
-        raise UsageError("data.crop and data.flip would move the images and not their targets; leave both out.")
-    if keys.cutout >= min(train.shape[1:3]):
-        height, width = train.shape[1:3]
-        raise UsageError(
-            f"data.cutout: {keys.cutout} would blank all or most of images of {height} x {width} pixels; choose less: "
-            "a quarter of a side is usual."
-        )
+    _refuse(keys, batch, len(numbers), train, classes=bool(read.classes))
     parts["train"] = (train, numbers)
     histogram = _histogram(train, numbers)
     mean, std = _moments(histogram)
@@ -232,7 +248,30 @@ def load(
         scaling=(factor, summand),
         cutout=keys.cutout,
         share=len(numbers) / there,
+        padding=keys.padding,
+        firsts=torch.randint(
+            0, 2, (len(train.labels),), generator=torch.Generator().manual_seed(seed_of(seed, "mirrored first", 0))
+        ),
     )
+
+
+def _refuse(keys: "settings.Data", batch: int, images: int, train: Source, *, classes: bool) -> None:
+    """Raise UsageError for what these images cannot be varied by."""
+    if batch > images:
+        raise UsageError(f"train.batch: {batch} is more than the {images} training images; choose a smaller one.")
+    if (keys.crop or keys.flip) and not classes and train.labels.dim() > 2:
+        raise UsageError("data.crop and data.flip would move the images and not their targets; leave both out.")
+    if keys.padding == "reflect" and keys.crop >= min(train.shape[1:3]):
+        raise UsageError(
+            f"data.crop: {keys.crop} is too much for images of {train.shape[1]} x {train.shape[2]} pixels, which show "
+            "less beside their edges; choose a smaller one or padding: zero."
+        )
+    if keys.cutout >= min(train.shape[1:3]):
+        height, width = train.shape[1:3]
+        raise UsageError(
+            f"data.cutout: {keys.cutout} would blank all or most of images of {height} x {width} pixels; choose less: "
+            "a quarter of a side is usual."
+        )
 
 
 def _found(keys: "settings.Data", device: torch.device, root: Path, in_memory: int) -> Found:

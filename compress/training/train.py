@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress.errors import UsageError
 from compress.reading.ghost import copied, flat
 from compress.reading.inputs import Shape, arguments, each
+from compress.training.average import Average
 from compress.training.data import Data
 from compress.training.events import Listener, Progress, silent
 from compress.training.seeds import seed_of
@@ -71,14 +72,17 @@ class Loop:
     """What for; None is classification."""
     listen: Listener = silent
     """Hears of progress."""
+    average: Average | None = None
+    """Of the weights, which each step adds to."""
 
 
 def lr_at(schedule: str, lr: float, progress: float, warmup: float = 0.0) -> float:
     """Return the learning rate at `progress` (0 to 1) of a stage with peak `lr`.
 
     During the first `warmup` (a share of the stage) the rate rises linearly from 0. Then "constant" stays, "cosine"
-    falls along half a wave to 0 at the end, "onecycle" is another name for that, "steps" is lr, lr / 10 and lr / 100 in
-    the three thirds of the whole stage, and "staircase" is that with the steps at a half and at three quarters.
+    falls along half a wave to 0 at the end, "onecycle" is another name for that, "linear" falls evenly to 0, "steps" is
+    lr, lr / 10 and lr / 100 in the three thirds of the whole stage, and "staircase" is that with the steps at a half
+    and at three quarters.
     """
     if progress < warmup:
         return lr * progress / warmup
@@ -87,11 +91,15 @@ def lr_at(schedule: str, lr: float, progress: float, warmup: float = 0.0) -> flo
             return lr
         case "cosine" | "onecycle":
             return lr * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+        case "linear":
+            return lr * (1 - progress) / (1 - warmup)
         case "steps":
             return float(lr * 10.0 ** -min(2, int(3 * progress)))
         case "staircase":
             return lr if progress < 0.5 else lr / 10 if progress < 0.75 else lr / 100
-    raise UsageError(f"There is no schedule '{schedule}'; choose constant, cosine, onecycle, staircase or steps.")
+    raise UsageError(
+        f"There is no schedule '{schedule}'; choose constant, cosine, linear, onecycle, staircase or steps."
+    )
 
 
 def train(model: nn.Module, loop: Loop, lr: Callable[[int], float]) -> Trained:
@@ -123,6 +131,8 @@ def train(model: nn.Module, loop: Loop, lr: Callable[[int], float]) -> Trained:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if loop.average is not None:
+            loop.average.update(model)
         if due:
             watch.tell(step)
     images = loop.steps * data.batch

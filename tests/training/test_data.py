@@ -21,6 +21,8 @@ from compress.recipe import settings
 from compress.training import data
 
 CPU = torch.device("cpu")
+MODES = {"zero": "constant", "reflect": "reflect"}  # of padding, as numpy calls them
+PADDINGS = st.sampled_from(sorted(MODES))
 
 
 def load(at: Path | None = None, *, batch: int = 16, seed: int = 0, in_memory: int = 10**9, **said: Any) -> data.Data:
@@ -123,16 +125,17 @@ def test_labels_stay_with_their_images(numbered: Path) -> None:
 @given(st.data())
 def test_cropping_and_mirroring_a_batch_equals_doing_it_image_by_image(drawn: st.DataObject) -> None:
     b, c, h, w = (drawn.draw(st.integers(1, most)) for most in (5, 3, 7, 7))
-    crop, seed = drawn.draw(st.integers(0, 3)), drawn.draw(st.integers(0, 99))
+    crop, seed, padding = drawn.draw(st.integers(0, 3)), drawn.draw(st.integers(0, 99)), drawn.draw(PADDINGS)
+    crop = min(crop, h - 1, w - 1) if padding == "reflect" else crop
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (b, c, h, w), dtype=np.uint8)
     draws = np.concatenate([rng.integers(0, 2 * crop + 1, (2, b)), rng.integers(0, 2, (1, b))])
     expected = []
     for image, (top, left, mirrored) in zip(images, draws.T, strict=True):
-        padded = np.pad(image, ((0, 0), (crop, crop), (crop, crop)))
+        padded = np.pad(image, ((0, 0), (crop, crop), (crop, crop)), mode=MODES[padding])
         cut = padded[:, top : top + h, left : left + w]
         expected.append(cut[:, :, ::-1] if mirrored else cut)
-    varied = data.vary(torch.from_numpy(images), torch.from_numpy(draws), crop)
+    varied = data.vary(torch.from_numpy(images), torch.from_numpy(draws), crop, padding)
     assert np.array_equal(varied.numpy(), np.stack(expected))
 
 
@@ -143,7 +146,7 @@ def test_the_stream_is_the_images_varied_by_their_batchs_draws(numbered: Path) -
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (of.mean, of.std))
     for number, (x, _), (v, _) in zip(range(5, 8), plain, varied, strict=True):
         images = torch.from_numpy(train[numbers(of, x)]).permute(0, 3, 1, 2)
-        for seen, expected in ((x, images), (v, data.vary(images, of.draws(number), 2))):
+        for seen, expected in ((x, images), (v, data.vary(images, of.draws(number, torch.tensor(numbers(of, x))), 2))):
             torch.testing.assert_close(seen.double(), (expected / 255.0 - mean) / std, atol=2e-6, rtol=0)
 
 
@@ -183,12 +186,36 @@ def test_squares_are_centred_on_every_pixel_alike() -> None:
     assert all(abs(count - 1000) < 5 * 1000**0.5 for count in seen.values())
 
 
+def test_flips_that_alternate_show_each_image_one_way_in_one_epoch_and_the_other_way_in_the_next() -> None:
+    of = load(batch=100, flip="alternate")
+    sides = []
+    for epoch in range(3):
+        seen = {}
+        for number in range(epoch * 10, epoch * 10 + 10):
+            (x, _), (v, _) = next(of.stream(number, 1, varied=False)), next(of.stream(number, 1))
+            for plain, varied in zip(x, v, strict=True):
+                assert torch.equal(varied, plain) or torch.equal(varied, plain.flip(2))
+                seen[plain.numpy().tobytes()] = torch.equal(varied, plain)
+        sides.append(seen)
+    lopsided = [image for image in sides[0] if not (sides[0][image] and sides[1][image])]
+    assert len(lopsided) > 950  # some digits are their own mirror images
+    assert all(sides[0][image] != sides[1][image] for image in lopsided)
+    assert sides[2] == sides[0]
+    assert 400 < sum(sides[0].values()) < 600
+
+
+def test_an_image_too_small_to_be_reflected_is_refused() -> None:
+    load(crop=7, padding="reflect")
+    with pytest.raises(UsageError, match=r"data\.crop: 8 is too much for images of 8 x 8 pixels"):
+        load(crop=8, padding="reflect")
+
+
 def test_every_shift_and_both_sides_are_equally_likely() -> None:
     of = load(batch=1000, crop=1, flip=True)
-    seen = Counter(tuple(draw) for number in range(18) for draw in of.draws(number).T.tolist())
+    seen = Counter(tuple(draw) for number in range(18) for draw in of.draws(number, torch.arange(1000)).T.tolist())
     assert len(seen) == 3 * 3 * 2
     assert all(abs(count - 1000) < 5 * 1000**0.5 for count in seen.values())  # 18,000 over 18: 5 standard errors
-    assert {tuple(draw) for draw in load(flip=False).draws(0).T.tolist()} == {(0, 0, 0)}
+    assert {tuple(draw) for draw in load(flip=False).draws(0, torch.arange(0)).T.tolist()} == {(0, 0, 0)}
 
 
 def test_training_images_have_mean_0_and_deviation_1_and_a_constant_channel_is_harmless(tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ SCHEDULES: list[tuple[str, float, float, float]] = [  # schedule, progress, warm
     ("onecycle", 0.15, 0.3, 0.5),
     ("onecycle", 0.65, 0.3, 0.5),
     ("onecycle", 1.0, 0.3, 0.0),
+    ("linear", 0.1, 0.2, 0.5),
+    ("linear", 0.2, 0.2, 1.0),
+    ("linear", 0.4, 0.2, 0.75),
+    ("linear", 1.0, 0.2, 0.0),
     ("steps", 0.0, 0.0, 1.0),
     ("steps", 0.33, 0.0, 1.0),
     ("steps", 1 / 3, 0.0, 0.1),
@@ -104,8 +108,8 @@ def test_a_stage_of_any_length_takes_a_third_of_its_steps_at_each_rate() -> None
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(UsageError, match="no schedule 'linear'; choose constant, cosine, onecycle, staircase or steps"):
-        train.lr_at("linear", 0.1, 0.5)
+    with pytest.raises(UsageError, match="no schedule 'square'; choose constant, cosine, linear, onecycle"):
+        train.lr_at("square", 0.1, 0.5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -20,25 +20,25 @@ which clock * |time average of W_g| > lambda_g, where the clock is the sum of lr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from compress.errors import CompressError
+from compress.training.optim import Descent
 
 MODES = ("absolute", "layer", "filter")
 PENALTIES = ("filter", "entry")
 
 
-class DIISS(Optimizer):
-    """SGD with momentum, and in groups of `path=True` the split Bregman iteration above.
+class DIISS(Descent):
+    """`Descent`, SGD with momentum or Muon, and in groups of `path=True` the split Bregman iteration above.
 
-    Per group: lr, nu, kappa, momentum, nesterov and weight_decay; `path`; `penalty`, "filter" (convolutions) or "entry"
-    (linear layers); `couple`, False to switch the group's path off (plain SGD); `clock`, the sum of lr / nu since the
-    last restart. The weights of a path lie on one device.
+    Per group, beside `Descent`'s: nu, kappa; `path`; `penalty`, "filter" (convolutions) or "entry" (linear layers);
+    `couple`, False to switch the group's path off (plain SGD); `clock`, the sum of lr / nu since the last restart. The
+    weights of a path lie on one device. In groups of `muon=True` what Muon makes of m stands in its place.
     State per parameter [O, ...]: momentum_buffer, z and gamma of its shape, threshold [O]; float32 or wider, because
     lr / nu * W vanishes in bfloat16. Until the first restart the threshold is 1, that of the authors' code.
     """
@@ -59,18 +59,16 @@ class DIISS(Optimizer):
     ) -> None:
         super().__init__(
             params,
-            {
-                "lr": lr,
-                "nu": nu,
-                "kappa": kappa,
-                "momentum": momentum,
-                "nesterov": nesterov,
-                "weight_decay": weight_decay,
-                "path": path,
-                "penalty": penalty,
-                "couple": couple,
-                "clock": 0.0,
-            },
+            lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            nu=nu,
+            kappa=kappa,
+            path=path,
+            penalty=penalty,
+            couple=couple,
+            clock=0.0,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -89,49 +87,27 @@ class DIISS(Optimizer):
         if merged["path"] and (flat := [list(p.shape) for p in self.param_groups[-1]["params"] if p.dim() < 2]):
             raise CompressError(f"DI-ISS follows weights with filters along their first axis; {flat[0]} has none.")
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of every parameter that has a gradient; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            if params := [p for p in group["params"] if p.grad is not None]:
-                self._step(group, params)
-        return loss
-
-    def _step(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        lr, nu, momentum = float(group["lr"]), group["nu"], group["momentum"]
-        direction = [p.grad for p in params if p.grad is not None]
-        if group["weight_decay"]:
-            direction = list(torch._foreach_add(direction, params, alpha=group["weight_decay"]))
-        if momentum:
-            buffers = [self._of(p, "momentum_buffer") for p in params]
-            torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, direction)
-            direction = list(torch._foreach_add(direction, buffers, alpha=momentum)) if group["nesterov"] else buffers
+    def move(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """One step of these parameters of a group."""
+        lr, nu, direction = float(group["lr"]), group["nu"], self.direction(group, params)
         if group["path"] and group["couple"]:
-            gammas, zs = ([self._of(p, key) for p in params] for key in ("gamma", "z"))
+            gammas, zs = ([self.held(p, key) for p in params] for key in ("gamma", "z"))
             apart = torch._foreach_sub(params, gammas)
             torch._foreach_add_(zs, apart, alpha=lr / nu)
-            lambdas = [self._of(p, "threshold") for p in params]
+            lambdas = [self._threshold(p) for p in params]
             _prox_(gammas, zs, lambdas, group["penalty"], group["kappa"])
             direction = list(torch._foreach_add(direction, apart, alpha=1 / nu))
             group["clock"] += lr / nu
         torch._foreach_add_(params, direction, alpha=-lr * group["kappa"])
 
-    def _of(self, param: Tensor, key: str) -> Tensor:
-        """A tensor of the parameter's state, made at its first use."""
+    def _threshold(self, param: Tensor) -> Tensor:
+        """The thresholds [O] of a weight's filters, 1 at first."""
         state = self.state[param]
-        if key not in state:
+        if "threshold" not in state:
             dtype = torch.promote_types(param.dtype, torch.float32)
-            if key == "threshold":
-                state[key] = torch.ones(len(param), dtype=dtype, device=param.device)
-            else:
-                state[key] = torch.zeros_like(param, dtype=dtype)
-        tensor: Tensor = state[key]
-        return tensor
+            state["threshold"] = torch.ones(len(param), dtype=dtype, device=param.device)
+        threshold: Tensor = state["threshold"]
+        return threshold
 
     @torch.no_grad()
     def restart(self, thresholds: float | Mapping[Any, Tensor | float]) -> None:
@@ -145,25 +121,16 @@ class DIISS(Optimizer):
             for param in group["params"] if group["path"] else ():
                 if isinstance(thresholds, Mapping) and param not in thresholds:
                     raise CompressError(f"DI-ISS: the restart has no threshold for a weight {list(param.shape)}.")
-                self._of(param, "z").zero_()
-                self._of(param, "gamma").zero_()
+                self.held(param, "z").zero_()
+                self.held(param, "gamma").zero_()
                 value = thresholds[param] if isinstance(thresholds, Mapping) else thresholds
-                threshold = self._of(param, "threshold")
+                threshold = self._threshold(param)
                 threshold.copy_(torch.as_tensor(value, dtype=threshold.dtype))
 
     @torch.no_grad()
     def support(self, param: Tensor) -> Tensor:
         """Which filters of the weight are in the support, Gamma_g != 0: bool [O]."""
-        return self._of(param, "gamma").flatten(1).ne(0).any(1)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch does, but the state keeps its own precision where torch would cast it to the parameter's."""
-        super().load_state_dict(state_dict)
-        params = [p for group in self.param_groups for p in group["params"]]
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for param, i in zip(params, saved, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
-                self.state[param][key] = value.to(param.device, copy=True)
+        return self.held(param, "gamma").flatten(1).ne(0).any(1)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from compress.methods.adenel.settings import Adenel
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.graph import Graph
 from compress.surgery.surgeon import Surgeon
-from compress.training.optim import decayed
+from compress.training.optim import groups
 
 LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end
 BALANCING = 50  # steps to the prices of several limits; they settle within a few
@@ -118,16 +118,10 @@ class AdeNeL(Method[State]):
         s, t = self.settings, lab.keys
         path = list({id(w): w for weights in self._judged(lab).values() for w in weights.values()}.values())
         hidden = self._hidden(lab) if s.preset == "published" else []
-        decay, plain = decayed(lab.model, [*path, *hidden])
-        paths = {"path": True, "couple": self._couples(state.phase), "weight_decay": t.weight_decay}
-        groups: list[dict[str, Any]] = [
-            {"params": path, **paths},
-            {"params": hidden, "penalty": "entry", **paths},
-            {"params": decay, "weight_decay": t.weight_decay},
-            {"params": plain},
-        ]
+        each = {"path": True, "couple": self._couples(state.phase), "weight_decay": t.weight_decay}
+        paths = [{"params": path, **each}, {"params": hidden, "penalty": "entry", **each}]
         lab.optimizer = DIISS(
-            [group for group in groups if group["params"]],
+            groups(lab.model, t, paths),
             lr=t.lr, nu=s.nu, kappa=s.kappa, momentum=t.momentum, nesterov=t.nesterov,
         )  # fmt: skip
 
@@ -172,8 +166,9 @@ class AdeNeL(Method[State]):
         clock = sum(lr(step) for step in range(lab.step, lab.step + length)) / s.nu
         optimizer.restart(
             {
-                weight: thresholds(weight, s.lambda_mode, clock, s.theta, s.lambda_value, group["penalty"])
+                weight: thresholds(weight, s.lambda_mode, clock * scale, s.theta, s.lambda_value, group["penalty"])
                 for group in optimizer.param_groups
+                for scale in [group.get("lr_scale", 1.0)]
                 for weight in (group["params"] if group["path"] else ())
             }
         )
@@ -262,16 +257,16 @@ class AdeNeL(Method[State]):
         for group in lab.optimizer.param_groups:
             group["couple"] = self._couples(state.phase)
         if self._couples(state.phase):
-            self._restart(lab, state, self._tuning(lab))
+            self._restart(lab, state, self._tuning(lab, state))
         return state
 
     # tuning
 
-    def _tuning(self, lab: Lab) -> int:
-        return max(1, round(self.settings.tune.epochs * lab.epoch))
+    def _tuning(self, lab: Lab, state: State) -> int:
+        return max(1, lab.last(self.settings.tune.epochs, state.at))
 
     def _tune(self, lab: Lab, state: State) -> State:
-        total = self._tuning(lab)
+        total = self._tuning(lab, state)
         state = replace(state, at=lab.stretch("tune", self.settings.tune, state.at, total))
         return replace(state, phase="done") if state.at >= total else state
 

@@ -248,7 +248,7 @@ class AutoGrow(Method[State]):
 
     def _tune(self, lab: Lab, state: State) -> State:
         tune = self.settings.tune
-        total = max(1, round(tune.epochs * lab.epoch))
+        total = max(1, lab.last(tune.epochs, state.at))
         state = replace(state, at=lab.stretch("tune", tune, state.at, total))
         return replace(state, phase="done") if state.at >= total else state
 

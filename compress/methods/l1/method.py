@@ -86,7 +86,7 @@ class L1Pruning(Method[State]):
     def _steps(self, lab: Lab, state: State) -> int:
         """Training after this cut."""
         s, epoch = self.settings, lab.epoch
-        return s.round.steps(epoch) if state.cut < s.rounds else round(s.tune.epochs * epoch)
+        return s.round.steps(epoch) if state.cut < s.rounds else lab.last(s.tune.epochs, state.at)
 
     def _ended(self, lab: Lab, state: State) -> State:
         if not state.why and state.cut >= self.settings.rounds and state.at >= self._steps(lab, state):

@@ -91,7 +91,7 @@ class LWP(Method[State]):
         if state.phase == "select":
             self._select(lab)
             return self._next(lab, state)
-        s, total = self.settings, self._steps(lab, state.phase)
+        s, total = self.settings, self._steps(lab, state.phase, state.at)
         if state.phase in ("search", "joint"):
             at = self._search(lab, state, total)
         else:
@@ -121,8 +121,8 @@ class LWP(Method[State]):
         kept = "the network keeps the budget as it is; no connection was dropped"
         return State("done", why=kept if whole else "the connections are chosen and the network is trained")
 
-    def _steps(self, lab: Lab, phase: str) -> int:
-        """Optimizer steps of a phase."""
+    def _steps(self, lab: Lab, phase: str, at: int = 0) -> int:
+        """Optimizer steps of a phase, `at` of which are done."""
         s, epoch = self.settings, lab.epoch
         match phase:
             case "pretrain":
@@ -133,7 +133,7 @@ class LWP(Method[State]):
                 return s.release.steps(epoch) * layers if s.search is None else s.search.steps(epoch)
             case "joint":
                 return s.joint.steps(epoch)
-        return round(s.tune.epochs * epoch)
+        return lab.last(s.tune.epochs, at)
 
     def _search(self, lab: Lab, state: State, total: int) -> int:
         """The controller learns up to the next checkpoint, in the joint phase the network with it; steps done then."""

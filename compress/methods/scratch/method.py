@@ -84,18 +84,18 @@ class FromScratch(Method[State]):
         """Train up to the next checkpoint."""
         s = self.settings
         course = Course(schedule=s.schedule, lr=s.lr, warmup=s.warmup)
-        return State(lab.stretch("train", course, state.at, self._total(lab)))
+        return State(lab.stretch("train", course, state.at, self._total(lab, state)))
 
     def done(self, lab: Lab, state: State) -> str | None:
         """Why the run is over."""
-        return "all epochs are trained" if state.at >= self._total(lab) else None
+        return "all epochs are trained" if state.at >= self._total(lab, state) else None
 
     def load(self, fields: Mapping[str, Any]) -> State:
         """The state whose fields these are."""
         return State(**fields)
 
-    def _total(self, lab: Lab) -> int:
-        return max(1, round(self.settings.epochs * lab.epoch))
+    def _total(self, lab: Lab, state: State) -> int:
+        return max(1, lab.last(self.settings.epochs, state.at))
 
 
 def widths_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
