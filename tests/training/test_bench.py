@@ -8,6 +8,7 @@ from compress._plan import methods_of
 from compress._run import prepare
 from compress.errors import UsageError
 from compress.recipe.settings import Recipe
+from compress.recipe.step import Course
 from compress.training.bench import Bench
 from compress.training.optim import decayed
 
@@ -150,3 +151,37 @@ def test_weight_decay_is_for_weights_of_two_dimensions_or_more() -> None:
     decay, plain = decayed(net, [net.get_parameter("0.weight")])
     assert [names[id(p)] for p in decay] == ["3.weight"]
     assert [names[id(p)] for p in plain] == ["0.bias", "1.weight", "1.bias", "3.bias"]
+
+
+def test_a_stated_train_cost_is_spent_to_the_last_step_that_it_pays_for_by_the_last_method_alone() -> None:
+    methods = [{"name": "scratch", "epochs": 1}, {"name": "l1", "tune": {"epochs": 3}}]
+    said = {"model": {"factory": "compress.models:vgg", "args": NET}, "budget": "20kMACs", "steps": methods}
+    recipe = Recipe.model_validate({**said, "train": {"batch": 50, "cost": 9e8}, "checkpoint": "7 steps"})
+    lab, _ = prepare(recipe, "cpu")
+    for at, method in enumerate(methods_of(recipe)):
+        lab.enter(at)
+        state = method.init(lab)
+        while method.done(lab, state) is None:
+            state = method.step(lab, state)
+        lab.leave("")
+    assert lab.steps[0]["steps"] == 1000 // 50
+    left = 9e8 - lab.steps[0]["macs_images"]
+    assert lab.steps[1]["steps"] == left // (lab.cost().macs * 50)
+    assert 9e8 - lab.cost().macs * 50 < lab.spent <= 9e8
+
+
+def test_a_stage_is_scored_by_its_averaged_weights_and_ends_with_them() -> None:
+    lab = lab_of(ema=0.9)
+    course = Course(schedule="constant")
+    assert lab.stretch("tune", course, 0, 10**6) == lab.pace
+    live = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
+    mean = {name: tensor.clone() for name, tensor in lab.average.tensors.items()}
+    with lab.average.in_place(lab.model):
+        assert lab.history[-1].numbers["val"] == lab.score().accuracy
+    assert not torch.equal(live[f"{CONV1}.weight"], mean[f"{CONV1}.weight"])
+    assert lab.stretch("tune", course, lab.pace, lab.pace + 1) == lab.pace + 1  # the last step of the stage
+    weight = lab.model.get_parameter(f"{CONV1}.weight").detach()
+    far = (weight - live[f"{CONV1}.weight"]).norm()
+    assert (weight - mean[f"{CONV1}.weight"]).norm() < far / 2  # one step on, the average is still near what it was
+    assert lab.history[-1].numbers["val"] == lab.score().accuracy
+    assert not lab.average.tensors
