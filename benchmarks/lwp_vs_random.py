@@ -32,7 +32,8 @@ from compress.recipe import file as recipe
 from compress.surgery.connections import Wiring, cut
 from compress.training import train
 from compress.training.bench import Bench
-from compress.training.optim import descent, draw
+from compress.training.draw import draw
+from compress.training.optim import descent
 
 Scores = dict[str, list[float]]
 

@@ -140,7 +140,7 @@ def full_model(recipe: Recipe) -> nn.Module:
 def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     """The plan of a recipe for a model that is built already."""
     methods = methods_of(recipe)
-    _refuse_drawing_anew(recipe, methods, model)
+    _refuse_weights(recipe, methods, model)
     hold = held(recipe, model)
     graph, base = survey(model, shape, hold), measure(model, shape)
     budget = recipe.limits(base)
@@ -162,19 +162,18 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     return Plan(recipe, graph, base, first.graph, budget, tuple(steps), depths)
 
 
-def _refuse_drawing_anew(recipe: Recipe, methods: Sequence[Method[Any]], model: nn.Module) -> None:
-    """Weights that somebody wants to keep must not be lost to a method that draws all of them."""
-    anew = [step.name for step, method in zip(recipe.methods, methods, strict=True) if method.draws_anew]
-    if not anew:
-        return
+def _refuse_weights(recipe: Recipe, methods: Sequence[Method[Any]], model: nn.Module) -> None:
+    """Some weights must be free to be trained, and those of a file must not be lost to a method that draws anew."""
+    still = [not parameter.requires_grad for parameter in model.parameters()]
+    if still and all(still):
+        raise UsageError(
+            f"Nothing of the model can be trained: requires_grad is False everywhere; let {recipe.model.factory} leave "
+            "some of it trainable"
+        )
     if recipe.model.weights is not None and not methods[0].keeps_weights:
         raise UsageError(
-            f"model.weights: {anew[0]} draws all weights anew; leave the key out, or write method: {{name: l1}}"
-        )
-    if still := [key for key, parameter in model.named_parameters() if not parameter.requires_grad]:
-        raise UsageError(
-            f"{still[0]} cannot be trained (requires_grad is False), but {anew[0]} draws all weights anew; "
-            "let the factory leave it trainable, or prune what it holds with method: {name: l1}"
+            f"model.weights: {recipe.methods[0].name} draws all weights anew; leave the key out, or write method: "
+            "{name: l1}"
         )
 
 

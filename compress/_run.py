@@ -133,6 +133,8 @@ def develop(bench: Bench, methods: Sequence[Method[Any]], work: Path) -> int | N
         resumed = None
         bench.enter(0)
         if methods[0].keeps_weights:
+            if bench.recipe.model.weights is None:  # else what `prepare` had set is among them
+                bench.prepare()
             bench.note("start", val=bench.score().accuracy, widths=bench.widths)
         state = methods[0].init(bench)
     else:

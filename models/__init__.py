@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         resnet32,
         resnet_cifar,
     )
+    from compress.models.short import short
     from compress.models.vgg import vgg, vgg16
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "resnet20",
     "resnet32",
     "resnet_cifar",
+    "short",
     "vgg",
     "vgg16",
 ]
@@ -46,6 +48,7 @@ _FILES = {
     "lenet": ("lenet5",),
     "plain": ("plain3net", "plain4net"),
     "resnet": ("basic3resnet", "basic4resnet", "bottleneck4resnet", "resnet18", "resnet20", "resnet32", "resnet_cifar"),
+    "short": ("short",),
     "vgg": ("vgg", "vgg16"),
 }
 

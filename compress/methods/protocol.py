@@ -166,7 +166,7 @@ class Lab(Protocol):
         ...
 
     def refill(self) -> None:
-        """Draw all weights anew."""
+        """Draw all weights anew, and let the model look at training images where it wants to."""
         ...
 
     def note(self, event: str, **numbers: Any) -> None:
@@ -196,11 +196,6 @@ class Method(Protocol[S]):
     def keeps_weights(self) -> bool:
         """Whether it goes on from the weights that the model has; else it draws all of them anew."""
         return True
-
-    @property
-    def draws_anew(self) -> bool:
-        """Whether it draws all weights anew at any time."""
-        return not self.keeps_weights
 
     @property
     def only_trains(self) -> bool:

@@ -56,9 +56,12 @@ class Flow:
         self._call = None
         for output in traced.outputs:
             self.freeze(self.ids(output), "it reaches the model's output")
-        for (name, _), ids in self.slots.items():
+        still = {name for name, parameter in traced.model.named_parameters() if not parameter.requires_grad}
+        for (name, dim), ids in self.slots.items():
             if name in self._opaque:
                 self.freeze(ids, self._opaque[name])
+            elif name in still and self.roles[name, dim] != "channel":  # one value for each channel follows them
+                self.freeze(ids, f"{name} cannot be trained (requires_grad is False)")
 
     # what came out
 

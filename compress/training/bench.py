@@ -28,8 +28,9 @@ from compress.surgery.structure import construct
 from compress.surgery.surgeon import Columns, Surgeon
 from compress.training.average import Average
 from compress.training.data import Data
+from compress.training.draw import draw
 from compress.training.events import Ended, Entered, Listener, Note, Noted
-from compress.training.optim import draw
+from compress.training.prepare import prepare
 from compress.training.seeds import seed_of
 from compress.training.task import Task, task_of
 from compress.training.train import (
@@ -278,10 +279,17 @@ class Bench:
         self.place()
 
     def refill(self) -> None:
-        """Draw all weights anew."""
+        """Draw all weights anew, and let the model look at training images where it wants to."""
         place(self.model, torch.device("cpu"), "contiguous")  # numbers follow the memory: one seed, one network
         torch.manual_seed(seed_of(self.seed, "weights", self.step))
         draw(self.model)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Show training images to a model that has a `prepare` of its own, on the CPU, where they are drawn."""
+        place(self.model, torch.device("cpu"), "contiguous")
+        torch.manual_seed(seed_of(self.seed, "prepare", self.step))
+        prepare(self.model, self.data, self.recipe.model.factory)
         self.place()
 
     def place(self) -> None:

@@ -1,4 +1,4 @@
-"""What weights start from, and the optimizer that all methods share."""
+"""The optimizer that all methods share."""
 
 from __future__ import annotations
 
@@ -13,17 +13,6 @@ from compress.recipe.settings import Train
 
 # The quintic of Newton-Schulz steps, steepest at 0 (Jordan et al. 2024, Muon): singular values end within 0.7 to 1.2.
 QUINTIC, TIMES = (3.4445, -4.7750, 2.0315), 5
-
-
-def draw(module: nn.Module) -> None:
-    """Draw all weights in a module anew: Kaiming-normal (fan-in, ReLU) for convolutions, other layers their own way."""
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.conv._ConvNd):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        elif callable(reset := getattr(layer, "reset_parameters", None)):
-            reset()
 
 
 class Descent(Optimizer):

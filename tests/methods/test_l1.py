@@ -209,20 +209,21 @@ def test_what_cannot_be_narrowed_is_told_in_a_sentence(change: Any, error: type[
     assert not Path("out").exists()
 
 
-def test_a_method_that_draws_weights_anew_refuses_those_that_cannot_be_trained() -> None:
+def test_a_net_of_which_nothing_can_be_trained_is_refused_and_so_are_weights_that_would_be_lost() -> None:
     adenel = {"method": {"name": "adenel"}, "budget": "50%"}
-    with pytest.raises(UsageError, match=r"stem\.weight cannot be trained .* adenel draws all weights anew"):
-        plan(Recipe.model_validate({"model": {"factory": "./net.py:still_stem"}, **adenel}))
+    with pytest.raises(UsageError, match=r"Nothing of the model can be trained: .* let \./net\.py:still leave some"):
+        plan(Recipe.model_validate({"model": {"factory": "./net.py:still"}, **adenel}))
     with pytest.raises(UsageError, match="adenel draws all weights anew; leave the key out, or write method"):
         plan(Recipe.model_validate({"model": {"factory": "./net.py:Net", "weights": "w.safetensors"}, **adenel}))
 
 
-def test_a_frozen_backbone_is_narrowed_and_keeps_its_numbers(shop: Path) -> None:
-    lab, _ = prepare(recipe(model={"factory": "./net.py:still_stem"}), "cpu")
+def test_a_layer_that_cannot_be_trained_keeps_its_filters_and_their_numbers(shop: Path) -> None:
+    lab, planned = prepare(recipe(model={"factory": "./net.py:still_stem"}), "cpu")
+    assert planned.graph.spaces["stem"].frozen == "stem.weight cannot be trained (requires_grad is False)"
     develop(lab, methods_of(lab.recipe), shop)
     given = safetensors.torch.load_file("w.safetensors")
-    rows = {tuple(row.flatten().tolist()) for row in given["stem.weight"]}
-    assert {tuple(row.flatten().tolist()) for row in lab.model.get_parameter("stem.weight")} < rows
+    assert torch.equal(lab.model.get_parameter("stem.weight"), given["stem.weight"])
+    assert lab.widths["body.0"] < 20
 
 
 def test_patterns_keep_filters_and_say_so(shop: Path) -> None:

@@ -135,16 +135,14 @@ def test_a_second_growth_in_depth_takes_the_stages_of_the_full_network(tmp_path:
 @pytest.mark.parametrize(
     "steps", [[{"name": "l1"}, {"name": "scratch", "epochs": 1}], [{"name": "lwp", "retrain": "scratch"}]]
 )
-def test_a_layer_that_cannot_be_trained_is_not_drawn_anew_by_any_step(steps: list[Any], tmp_path: Path) -> None:
+def test_a_net_of_which_nothing_can_be_trained_is_drawn_anew_by_no_step(steps: list[Any], tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from compress.models import densenet\n"
         "def net():\n"
-        "    made = densenet([2, 2], growth=4, init=4, in_channels=1)\n"
-        "    made.features.conv0.weight.requires_grad_(False)\n"
-        "    return made\n"
+        "    return densenet([2, 2], growth=4, init=4, in_channels=1).requires_grad_(False)\n"
     )
     said = Recipe.model_validate({"model": {"factory": "./net.py:net"}, "steps": steps, "budget": "90%"})
-    with pytest.raises(UsageError, match=r"features\.conv0\.weight cannot be trained .* draws all weights anew"):
+    with pytest.raises(UsageError, match=r"Nothing of the model can be trained: .* let \./net\.py:net leave some"):
         plan(said.placed(tmp_path))
 
 
