@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from compress._plan import Plan, draw_up, full_model, held, images, known_shape, methods_of
+from compress.budget.units import show
 from compress.delivery import Finished, Story, check_output, deliver, signer
 from compress.errors import UNWRITABLE, ArtifactError, Interrupted, UsageError
 from compress.export.parts import portable
-from compress.export.report import Report, train_cost
+from compress.export.report import Lessons, Report, train_cost
 from compress.export.verify import verify
 from compress.methods.protocol import Method
 from compress.recipe.file import dump, read
@@ -122,7 +123,10 @@ def prepare(recipe: Recipe, device: str, listen: Listener = silent) -> tuple[Ben
     surgeon = Surgeon(model, planned.graph, hold=held(recipe, model))
     bench = Bench(surgeon, data, recipe, planned.budget, place, listen)
     bench.place()
+    teacher = bench.teacher  # what is wrong with it is told before anything else begins
     listen(Begun(recipe.model.factory, data, recipe.train.metric, planned.base, planned.seed, planned.budget))
+    if teacher:
+        listen(Doing(f"beside it a teacher: {teacher.name}, {show(teacher.macs, 'MACs')} for each image of training"))
     return bench, planned
 
 
@@ -184,6 +188,7 @@ def tell_story(bench: Bench, planned: Plan, resumed: int | None, command: str) -
             train_images=data.counts["train"],
             epochs=recipe.baseline.epochs,
             name=recipe.baseline.name or f"{recipe.model.factory} for {recipe.baseline.epochs:g} epochs",
+            teacher=_lessons(bench),
         ),
         history=[note.row for note in bench.history],
         steps=bench.steps,
@@ -207,9 +212,19 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _lessons(bench: Bench) -> Lessons | None:
+    """What the teacher cost, if there was one."""
+    teacher, spent = bench.teacher, bench.taught
+    if teacher is None:
+        return None
+    share = spent / max(bench.spent, 1)
+    return Lessons(name=teacher.name, macs=teacher.macs, macs_images=spent, share=share, digest=teacher.digest)
+
+
 def _run_of(bench: Bench) -> dict[str, Any]:
-    """What a run is: with another recipe or other images it would be another one."""
-    return {"recipe": dump(bench.recipe), "images": bench.data.digest}
+    """What a run is: with another recipe, other images or another teacher it would be another one."""
+    teacher = bench.teacher.digest if bench.teacher else None
+    return {"recipe": dump(bench.recipe), "images": bench.data.digest, "teacher": teacher}
 
 
 def _machine(bench: Bench) -> dict[str, Any]:
@@ -230,6 +245,8 @@ def _refuse_another(saved: Mapping[str, Any], bench: Bench) -> None:
         raise UsageError("the interrupted run had another recipe, budget or seed; finish it as it began or begin anew")
     if saved["images"] != now["images"]:
         raise UsageError(f"the images of {bench.data.name} are not those of the interrupted run; start afresh")
+    if saved["teacher"] != now["teacher"]:
+        raise UsageError("train.teacher: its weights are not those of the interrupted run; start afresh")
 
 
 def _compare_machines(saved: Mapping[str, Any], bench: Bench) -> None:

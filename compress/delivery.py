@@ -242,9 +242,13 @@ def _report(
 
 
 def _code(recipe: Recipe) -> dict[str, str]:
-    """The digest of every file of the user's own code that the recipe names."""
-    paths = recipes.code_files(recipe).items()
-    return {portable(name): digest(path) for name, path in paths if path.is_file()}  # one in use may be gone by now
+    """The digest of every file of the user's own that the recipe names, code or weights; of a run's folder its weights.
+
+    One that was in use may be gone by now.
+    """
+    named = recipes.own_files(recipe).items()
+    paths = {name: path / artifact.WEIGHTS if path.is_dir() else path for name, path in named}
+    return {portable(name): digest(path) for name, path in paths.items() if path.is_file()}
 
 
 def _space_rows(story: Story, removed: Mapping[str, int]) -> list[SpaceRow]:

@@ -14,7 +14,7 @@ from compress.console import table
 if TYPE_CHECKING:
     from compress._plan import Plan
     from compress.budget.limits import Cost
-    from compress.export.report import Report, Row
+    from compress.export.report import Report, Row, TrainCost
     from compress.reading.graph import Graph
 
 _COUNTERS = {
@@ -121,7 +121,11 @@ def result_lines(folder: Path, report: "Report") -> list[str]:
         *(table(["method", "steps", "MACs", "params", "val"], steps, right=(1, 2, 3, 4)) if len(steps) > 1 else []),
         f"accuracy: validation {val}{required and f' (required {required})'}, "
         + (f"test {test}" if test else "no test images"),
-        *([f"training: {percent(spent.share)} of {spent.baseline.name}"] if spent and spent.images else []),
+        *(
+            [f"training: {percent(spent.share)} of {spent.baseline.name}{_taught(spent)}"]
+            if spent and spent.images
+            else []
+        ),
         f"files: {', '.join(str(path) for path in sorted(folder.iterdir()))}",
         f"guard it in CI: {shlex.join(['compress', 'verify', str(folder / 'model.onnx'), '--budget', limits])}",
     ]
@@ -143,6 +147,10 @@ def _nets(plan: "Plan") -> dict[str, "Cost"]:
 def _used(row: Mapping[str, Any], nets: Mapping[str, "Cost"]) -> list[str]:
     shares = [row["used"][net] for net in nets]
     return ["measured" if share is None else percent(share) for share in shares]
+
+
+def _taught(spent: "TrainCost") -> str:
+    return f", {spent.teacher.in_words()}" if spent.teacher else ""
 
 
 def _counter(row: "Row") -> str:

@@ -44,6 +44,8 @@ from compress.reading.inputs import Batch
 if TYPE_CHECKING:
     from compress.surgery.finalize import Compact
 
+WEIGHTS = "model.safetensors"
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -124,7 +126,7 @@ def save_models(
     out.
     """
     structure, tensors = compact.structure.to_json(), tensors_of(network)
-    save_weights(folder / "model.safetensors", structure, tensors)
+    save_weights(folder / WEIGHTS, structure, tensors)
     names = ["images", *(other.name for other in preprocessing.others)]
     shapes = [preprocessing.shape, *(other.shape for other in preprocessing.others)]
     program = to_program(network, *(torch.zeros(2, *shape) for shape in shapes))

@@ -124,7 +124,9 @@ def _spent(report: Report) -> str:
         return "elsewhere, at a cost that is not known here"
     return (
         f"{percent(spent.share)} of {inert(spent.baseline.name or 'the baseline')} "
-        f"({spent.macs_images:.3g} of {spent.baseline.macs_images:.3g} MACs x images; {spent.images:,} images)"
+        f"({spent.macs_images:.3g} of {spent.baseline.macs_images:.3g} MACs x images; {spent.images:,} images"
+        + (f"; {inert(spent.teacher.in_words())}" if spent.teacher else "")
+        + ")"
     )
 
 

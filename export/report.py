@@ -141,16 +141,31 @@ class Baseline(Part):
     macs_images: StrictWhole
 
 
+class Lessons(Part):
+    """What a teacher's forward passes cost, which the cost of training holds already."""
+
+    name: Text
+    macs: StrictWhole  # of one image
+    macs_images: StrictWhole
+    share: StrictNotNegative  # of the cost of training
+    digest: Digest  # of its weights
+
+    def in_words(self) -> str:
+        """Say how much of the cost it was: "41.27 % of it for the teacher, ./net.py:big"."""
+        return f"{percent(self.share)} of it for the teacher, {self.name}"
+
+
 class TrainCost(Part):
     """What training cost, beside a baseline: the sum over all training images of the MACs of the network at that step.
 
-    Backward passes cancel in the share (AdeNeL, section 4).
+    Backward passes cancel in the share (AdeNeL, section 4). The sum holds a teacher's forward passes; it has no others.
     """
 
     macs_images: StrictWhole
     images: StrictWhole
     share: StrictNotNegative
     baseline: Baseline
+    teacher: Lessons | None = None
 
 
 class Origin(Part):
@@ -163,7 +178,7 @@ class Origin(Part):
     history: Listed[HistoryRow]
     seeds: dict[str, Annotated[int, Field(strict=True)]]
     data: Dataset
-    code: dict[str, Digest] = Field({})  # of every file of the user's own that the recipe names, by its import path
+    code: dict[str, Digest] = Field({})  # of every file of the user's own that the recipe names: code and weights
 
 
 class Report(Origin):
@@ -248,12 +263,23 @@ def rows_of(budget: Budget, cost: Cost, measured: Mapping[str, Latency]) -> tupl
 
 
 def train_cost(
-    macs_images: int, images: int, *, base: Cost, train_images: int, epochs: float, name: str | None
+    macs_images: int,
+    images: int,
+    *,
+    base: Cost,
+    train_images: int,
+    epochs: float,
+    name: str | None,
+    teacher: Lessons | None = None,
 ) -> TrainCost:
-    """Return what training cost, beside a baseline: the full model trained on `train_images` for `epochs`."""
+    """Return what training cost, beside a baseline: the full model trained on `train_images` for `epochs`.
+
+    `macs_images` holds what the `teacher` cost.
+    """
     whole = base.macs * train_images * epochs
     baseline = Baseline(name=name, epochs=epochs, train_images=train_images, macs_images=round(whole))
-    return TrainCost(macs_images=macs_images, images=images, share=macs_images / whole, baseline=baseline)
+    parts = {"macs_images": macs_images, "images": images, "share": macs_images / whole, "baseline": baseline}
+    return TrainCost.of(parts | ({"teacher": teacher} if teacher else {}))  # what was never there is left out
 
 
 def exactly(value: int, unit: str) -> str:

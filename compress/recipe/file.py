@@ -24,10 +24,11 @@ from compress.recipe.keys import Duration
 from compress.recipe.settings import OWN, Recipe
 
 KeyPath = tuple[str, ...]
-# Keys that hold a path, and keys that hold an import path, which may name a file. What holds for
-# "method" holds for each of "steps".
-PATHS = {("model", "weights"), ("data", "path"), ("method", "like")}
-CODE = {("model", "factory"), ("train", "loss"), ("train", "metric"), ("train", "step"), ("method", "name")}
+# Keys that hold a path, and those of an import path, which may name a file; "method" stands for each of "steps".
+WEIGHTS: set[KeyPath] = {("model", "weights"), ("train", "teacher", "weights")}
+PATHS: set[KeyPath] = {*WEIGHTS, ("data", "path"), ("method", "like")}
+CODE: set[KeyPath] = {("model", "factory"), ("train", "teacher", "factory"), ("method", "name")}
+CODE |= {("train", key) for key in ("loss", "metric", "step")}
 _SHORT = {("data", "npz"): "npz", ("data", "folder"): "folder"}  # --set data.npz=FILE: the source and its path in one
 _NOTHING = ("", "~", "null")
 _LARGEST = 2**20  # bytes; a recipe is a page, so anything longer is another file
@@ -63,21 +64,26 @@ def dump(recipe: Recipe) -> str:
     It names no path of the machine: paths inside the recipe's folder become relative, of others the name is kept.
     """
     values = recipe.model_dump(mode="json")
-    sections = [(name, table) for name in ("model", "data", "train", "method") if (table := values[name])]
-    for name, table in [*sections, *(("method", step) for step in values["steps"] or ())]:
-        for key in table:
+    sections: list[tuple[KeyPath, Any]] = [((name,), values[name]) for name in ("model", "data", "train", "method")]
+    sections += [(("train", "teacher"), values["train"]["teacher"])]
+    for name, table in [*sections, *((("method",), step) for step in values["steps"] or ())]:
+        for key in table or ():
             if isinstance(table[key], str):
-                table[key] = _with_path(table[key], (name, key), lambda path: _portable(path, recipe.folder))
+                table[key] = _with_path(table[key], (*name, key), lambda path: _portable(path, recipe.folder))
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def code_files(recipe: Recipe) -> dict[str, Path]:
-    """Return the files of the user's own code that a recipe names, by import path: "./net.py:make", as it says it."""
-    tables: list[tuple[str, BaseModel]] = [("model", recipe.model), ("train", recipe.train)]
-    tables += [("method", step) for step in recipe.methods]
-    named = [getattr(table, key) for name, table in tables for key in type(table).model_fields if (name, key) in CODE]
-    files = {text: text.rpartition(":")[0] for text in named if text is not None}
-    return {text: recipe.folder / file for text, file in files.items() if file.endswith(".py")}
+def own_files(recipe: Recipe) -> dict[str, Path]:
+    """Return the user's own files of code and weights that a recipe names, as it says them: "./net.py:make", "w.pt"."""
+    sections: list[tuple[KeyPath, BaseModel | None]] = [(("model",), recipe.model), (("train",), recipe.train)]
+    sections += [(("train", "teacher"), recipe.train.teacher), *((("method",), step) for step in recipe.methods)]
+    said = [
+        ((*name, key), getattr(table, key)) for name, table in sections if table for key in type(table).model_fields
+    ]
+    texts = [(keys, text) for keys, text in said if text is not None and keys in CODE | WEIGHTS]
+    files = {text: text if keys in WEIGHTS else text.rpartition(":")[0] for keys, text in texts}
+    own = {text: file for text, file in files.items() if file == text or file.endswith(".py")}
+    return {text: recipe.folder / Path(file).expanduser() for text, file in own.items()}
 
 
 def schema() -> dict[str, Any]:

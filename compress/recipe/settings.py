@@ -36,6 +36,7 @@ from compress.recipe.keys import (
     number,
 )
 from compress.recipe.step import Own, Step
+from compress.recipe.teacher import Teacher, or_full
 
 OWN = "own"  # the tag of methods that are named by import path
 
@@ -192,6 +193,8 @@ class Train(Keys):
     """metric(output, y) -> a score for each image, or their mean, larger being better; null is top-1."""
     step: Annotated[str, AfterValidator(import_path)] | None = None
     """step(model, x, y) -> (loss, output), where a batch needs more than model(x) and a loss; null is just that."""
+    teacher: Teacher | None = Field(default=None, json_schema_extra=or_full)
+    """A trained network to learn from beside the labels; its forward passes count in the train-cost. null: none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of training; 'auto' is bf16 where the processor is faster with it, else fp32."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"

@@ -33,6 +33,7 @@ from compress.training.events import Ended, Entered, Listener, Note, Noted
 from compress.training.prepare import prepare
 from compress.training.seeds import seed_of
 from compress.training.task import Task, task_of
+from compress.training.teacher import Teacher, teacher_of
 from compress.training.train import (
     Loop,
     Score,
@@ -62,7 +63,8 @@ class Bench:
     listen: Listener
     at: int = 0  # the method at work, of those in the recipe
     step: int = 0  # optimizer steps so far
-    spent: int = 0  # MACs x training images so far (forward only)
+    spent: int = 0  # MACs x training images so far (forward only), a teacher's among them
+    taught: int = 0  # those of the teacher
     depths: dict[str, tuple[str, ...]] = field(default_factory=dict)  # children of the containers that were changed
     learnt: dict[str, Tensor] = field(default_factory=dict)  # what the method at work has learnt beside the model
     average: Average = field(default_factory=lambda: Average(0.0))  # of the weights, within a stage of one shape
@@ -143,8 +145,13 @@ class Bench:
 
     @cached_property
     def task(self) -> Task:
-        """What the model is trained for."""
-        return task_of(self.recipe.train, self.data, self.recipe.folder)
+        """What the model is trained for, and by whom."""
+        return replace(task_of(self.recipe.train, self.data, self.recipe.folder), teacher=self.teacher)
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """Whom the model learns from beside the labels; first asked for while it is the full network."""
+        return teacher_of(self.recipe, self.model, self.data, self.device)
 
     @property
     def precision(self) -> str:
@@ -197,6 +204,7 @@ class Bench:
 
     def loop(self, steps: int, run: Callable[[Loop], T]) -> T:
         """Let `run` train for some optimizer steps, on the images that `train` would have trained on."""
+        before = self.teacher.images if self.teacher else 0
         outcome = run(
             Loop(
                 data=self.data,
@@ -211,6 +219,9 @@ class Bench:
         )
         self.step += steps
         self.spent += self.cost().macs * steps * self.data.batch
+        if self.teacher:
+            asked = self.teacher.macs * (self.teacher.images - before)
+            self.spent, self.taught = self.spent + asked, self.taught + asked
         return outcome
 
     def stretch(self, event: str, course: Course, at: int, total: int, **numbers: Any) -> int:
@@ -336,7 +347,7 @@ class Bench:
     def books(self) -> dict[str, Any]:
         """What a restart must know beside the tensors."""
         shape = {"widths": self.widths, "depths": self.depths, "cuts": dict(cuts_in(self.model))}
-        counts = {"at": self.at, "step": self.step, "spent": self.spent}
+        counts = {"at": self.at, "step": self.step, "spent": self.spent, "taught": self.taught}
         return {**shape, **counts, "history": [note.row for note in self.history], "steps": self.steps}
 
     def reopen(self, books: Mapping[str, Any]) -> None:
@@ -352,6 +363,6 @@ class Bench:
         if odd := sorted(books["widths"].keys() ^ self.widths.keys()):
             raise UsageError(f"the model is not the one of the interrupted run: {odd[0]} is free in only one of them")
         self.resize(books["widths"])
-        self.step, self.spent = books["step"], books["spent"]
+        self.step, self.spent, self.taught = books["step"], books["spent"], books["taught"]
         self.history, self.steps = [Note.of_row(row) for row in books["history"]], list(books["steps"])
         self.enter(books["at"])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compress.errors import UsageError
 
 FILE = "checkpoint.safetensors"
-FORMAT = 1  # goes up whenever an older file could not be gone on from
+FORMAT = 2  # goes up whenever an older file could not be gone on from
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from compress.training.data import Data
 
 if TYPE_CHECKING:
     from compress.recipe import settings
+    from compress.training.teacher import Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Task:
     metric: Callable[[Any, Tensor], Tensor]
     step: Callable[[nn.Module, Batch, Tensor], tuple[Tensor, Any]] | None = None
     name: str = "top-1"  # of the metric
+    teacher: Teacher | None = None  # asked where something is learnt, never where it is scored
 
     def run(self, model: nn.Module, x: Batch, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
         """The mean loss of a batch and the sum of its images' scores; `precision` is "fp32" or "bf16" (autocast)."""
@@ -47,9 +49,13 @@ class Task:
                 loss, output = self.step(model, x, y)
             else:
                 output = model(*arguments(x))
+            teacher = self.teacher if torch.is_grad_enabled() else None
+            hints = teacher.hints(x, len(y)) if teacher else None
         if self.step is None:
             output = _single(output)
             loss = self.loss(output, y)
+        if teacher is not None and hints is not None:
+            loss = teacher.mixed(loss, output, hints)
         with torch.no_grad():
             scores = self.metric(output, y).float()
         return loss.float(), scores.sum() if scores.dim() else scores * len(y)

@@ -18,7 +18,7 @@ from compress.budget.units import UNITS, threads
 from compress.errors import ArtifactError
 from compress.export.page import write_report
 from compress.export.parts import Environment, Part, Preprocessing, portable
-from compress.export.report import Report, Unit, report_schema, train_cost
+from compress.export.report import Lessons, Report, Unit, report_schema, train_cost
 
 COST = Cost(params=580_000, macs=42_000_000, thop=42_900_000, bytes=2_400_000)  # of the report that `build` makes
 SCHEMA = report_schema()
@@ -71,7 +71,7 @@ def test_the_schema_permits_no_key_but_its_own(name: str) -> None:
     assert table["type"] == "object"
     others = table["additionalProperties"]
     assert others is False or name == "HistoryRow"  # what events of somebody's own method tell
-    optional = {"Preprocessing": {"others"}, "Report": {"code"}}.get(name, set())
+    optional = {"Preprocessing": {"others"}, "Report": {"code"}, "TrainCost": {"teacher"}}.get(name, set())
     if name != "HistoryRow":
         assert set(table["required"]) == table["properties"].keys() - optional
 
@@ -94,7 +94,7 @@ def refuse(wrong: Mapping[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def full() -> dict[str, Any]:
     """A report with something at every place, as plain values."""
-    return build(
+    whole = build(
         ["43MFLOPs", "1ms@onnxruntime-cpu/1"],
         {"ns@onnxruntime-cpu/1": Latency(6, 5, 7, 30, "a processor")},
         required=0.9,
@@ -104,6 +104,8 @@ def full() -> dict[str, Any]:
         resumed_from=7,
         code={"./slim.py:Slimming": "0" * 64},
     ).plain()
+    taught = Lessons(name="./net.py:big", macs=10**9, macs_images=10**13, share=0.1, digest="0" * 64)
+    return Report.of(whole | {"train_cost": whole["train_cost"] | {"teacher": taught}}).plain()
 
 
 FILE, HISTORY = "parity/model.onnx", "history/0"
@@ -136,6 +138,10 @@ WRONG: dict[str, list[Any]] = {
     "train_cost/share": [-0.1, None],
     "train_cost/baseline/epochs": [-1, None],
     "train_cost/baseline/name": [5],
+    "train_cost/teacher": ["./net.py:big", {}],
+    "train_cost/teacher/name": [5, None],
+    "train_cost/teacher/share": [-0.1, None],
+    "train_cost/teacher/digest": ["0" * 63, None],
     "drift": [-1e-9, "0", None],
     "files": [{"model.onnx": "short"}, {"other.onnx": "0" * 64}, None],
     "digest": ["0" * 63, "0" * 65, "G" * 64, "A" * 64, None],
@@ -193,6 +199,7 @@ COUNTS = [
     *(f"{cost}/{key}" for cost in ("cost", "base") for key in ("params", "macs", "thop", "bytes", "memory")),
     *(f"steps/0/cost/{key}" for key in ("params", "macs", "thop")),
     *(f"train_cost/{key}" for key in ("macs_images", "images", "baseline/train_images", "baseline/macs_images")),
+    *(f"train_cost/teacher/{key}" for key in ("macs", "macs_images")),
     *(f"{FILE}/{key}" for key in ("bytes", "images")),
     *(f"spaces/0/{key}" for key in ("width", "full")),
     *(f"steps/0/{key}" for key in ("steps", "macs_images")),
