@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compress.models.condense import condense
     from compress.models.densenet import densenet, densenet40, densenet100, densenet121
     from compress.models.lenet import lenet5
     from compress.models.plain import plain3net, plain4net
+    from compress.models.preact import preact
     from compress.models.resnet import (
         basic3resnet,
         basic4resnet,
@@ -27,6 +29,7 @@ __all__ = [
     "basic3resnet",
     "basic4resnet",
     "bottleneck4resnet",
+    "condense",
     "densenet",
     "densenet40",
     "densenet100",
@@ -34,6 +37,7 @@ __all__ = [
     "lenet5",
     "plain3net",
     "plain4net",
+    "preact",
     "resnet18",
     "resnet20",
     "resnet32",
@@ -44,9 +48,11 @@ __all__ = [
 ]
 
 _FILES = {
+    "condense": ("condense",),
     "densenet": ("densenet", "densenet40", "densenet100", "densenet121"),
     "lenet": ("lenet5",),
     "plain": ("plain3net", "plain4net"),
+    "preact": ("preact",),
     "resnet": ("basic3resnet", "basic4resnet", "bottleneck4resnet", "resnet18", "resnet20", "resnet32", "resnet_cifar"),
     "short": ("short",),
     "vgg": ("vgg", "vgg16"),

@@ -19,3 +19,6 @@ def he(net: nn.Module, linear_std: float | None = None) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    for module in net.modules():
+        if len(module._modules) and callable(reset := getattr(module, "reset_parameters", None)):
+            reset()  # a block that begins in its own way

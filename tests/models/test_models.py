@@ -1,6 +1,7 @@
 """The shipped networks are the published ones, to the last parameter and multiply-accumulate."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import compress
 import compress.models as models
 from compress.models.stages import StageNet
 from compress.reading.measure import measure
+from compress.recipe.settings import Recipe
 
 # The VGG of the l1-norm pruning literature is the default; the others have biases in their convolutions and max-pools.
 BIASED: dict[str, Any] = {"bias": True, "last_pool": "max"}
@@ -176,6 +179,8 @@ SMALL = [
     ("densenet121", {"growth": 4, "classes": 10}, (3, 64, 64)),
     ("short", {"widths": [4, 6], "in_channels": 1, "size": 8}, (1, 8, 8)),
     ("short", {"widths": [4, 6, 8], "convs": 3}, (3, 32, 32)),
+    ("preact", {"depths": [2, 1], "widths": [4, 6], "squeeze": 0, "in_channels": 1}, (1, 9, 9)),
+    ("condense", {"depths": [2, 1], "growth": 4}, (3, 16, 16)),
 ]
 
 
@@ -288,7 +293,51 @@ def test_filters_begin_with_norm_sqrt_2_whatever_the_widths() -> None:
     assert float(linear.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
 
 
-ONE_PER_FILE = [case for case in SMALL if case[0] in ("lenet5", "vgg", "resnet_cifar", "plain3net", "densenet")]
+# What each is to be at these sizes, and a method that changes its shape.
+SHORT = {"widths": [16, 24], "in_channels": 1, "size": 8}
+PREACT = {"depths": [1, 1], "widths": [12, 16], "in_channels": 1}
+CONDENSE = {"depths": [2, 1], "growth": 4, "groups": 2, "in_channels": 1}
+WIDER = {"name": "adenel", "seed_width": 2, "filters": 5, "grow": "all", "include_1x1": True, "tune": {"epochs": 1}}
+DEEPER = {"name": "autogrow", "interval": "5 steps", "tune": {"epochs": 1}}
+FEWER = {
+    "name": "lwp", "pretrain": {"epochs": 1}, "search": "6 steps", "release": "2 steps", "joint": "5 steps",
+    "samples": 2, "recalibrate": 1, "tune": {"epochs": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("factory", "args", "steps", "budget"),
+    [
+        ("short", SHORT, [WIDER], "60kMACs, 9kparams"),
+        ("preact", PREACT, [DEEPER, WIDER], "500kMACs"),
+        ("condense", CONDENSE, [FEWER, WIDER], "200%"),
+    ],
+)
+def test_a_backbone_for_small_budgets_is_fitted_and_every_file_of_it_verifies(
+    factory: str, args: dict[str, Any], steps: list[Any], budget: str, tmp_path: Path
+) -> None:
+    keys = {"model": {"factory": f"compress.models:{factory}", "args": args, "input": [1, 8, 8]}, "steps": steps}
+    recipe = Recipe.model_validate({**keys, "train": {"batch": 100}, "budget": budget})
+    planned = compress.plan(recipe)
+    assert {why for space in planned.graph.spaces.values() if (why := space.frozen)} <= {
+        "it reaches the model's output",
+        "stem.weight cannot be trained (requires_grad is False)",
+    }
+    result = compress.run(recipe, out=tmp_path / "out")
+    report = result.report.plain()
+    assert report["verdict"]["code"] == 0
+    assert max(row["utilisation"] for row in report["budget"]) > 0.9
+    assert compress.verify(tmp_path / "out", "sealed").code == 0
+    net = compress.load(tmp_path / "out")
+    widths = {name: tuple(p.shape) for name, p in net.named_parameters()}
+    assert widths != {name: tuple(p.shape) for name, p in build(factory, args, "cpu").named_parameters()}
+
+
+ONE_PER_FILE = [
+    case
+    for case in SMALL
+    if case[0] in ("lenet5", "vgg", "resnet_cifar", "plain3net", "densenet", "preact", "condense")
+]
 
 
 @pytest.mark.parametrize(("factory", "args", "shape"), ONE_PER_FILE)
@@ -315,6 +364,9 @@ def test_an_exported_network_computes_the_same(factory: str, args: dict[str, Any
         ("resnet20", {"option": "C"}, "option is 'C'"),
         ("plain3net", {"stem": "mnist"}, "stem is 'mnist'"),
         ("densenet", {"depths": [1], "stem": "mnist"}, "stem is 'mnist'"),
+        ("condense", {"depths": [2, 0]}, "must be numbers of layers, each 1 or more"),
+        ("condense", {"growth": 6}, "growth 6 is no multiple of groups 4"),
+        ("preact", {"depths": [1, 1]}, "must be 3 numbers of blocks"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused_in_a_sentence(

@@ -366,3 +366,21 @@ def test_a_model_that_returns_no_tensor_is_refused() -> None:
 
     with pytest.raises(UsageError, match="returns no tensor but str"):
         read(Silent(), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("still", "frozen"),
+    [
+        ("a.weight", {"a": "a.weight cannot be trained (requires_grad is False)"}),
+        ("a.bias", {}),
+        ("norm.weight", {}),
+        ("b.weight", dict.fromkeys("ab", "b.weight cannot be trained (requires_grad is False)")),
+    ],
+)
+def test_a_weight_that_cannot_be_trained_keeps_its_filters_and_columns_and_what_holds_one_value_a_channel_follows(
+    still: str, frozen: dict[str, str]
+) -> None:
+    net = Net(lambda net, x: net.norm(x), norm=nn.BatchNorm2d(C))
+    net.get_parameter(still).requires_grad_(False)
+    spaces = survey(net, SHAPE).spaces
+    assert {name: space.frozen for name, space in spaces.items() if space.frozen and name != "fc"} == frozen
