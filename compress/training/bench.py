@@ -197,7 +197,7 @@ class Bench:
         """Optimizer steps of a method's last stage, `at` of which are done: of so many epochs, or, where the recipe
         states the train-cost and no method follows, as many as what is left of it pays for.
         """
-        whole, each = self.keys.cost, self.cost().macs * self.data.batch
+        whole, each = self.keys.cost, (self.cost().macs + (self.teacher.macs if self.teacher else 0)) * self.data.batch
         if whole is None or self.at + 1 < len(self.recipe.methods):
             return round(epochs * self.epoch)
         return max(1, int((whole - self.spent) // each) + at)

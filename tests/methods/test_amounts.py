@@ -37,7 +37,7 @@ def test_amounts_are_the_naive_formulas(
     ready = data.draw(st.lists(st.sampled_from(price.spaces), min_size=1, unique=True))
     budget = Budget.parse([{"limit": "9GMACs"}, "3MB", "2Mparams", {"limit": "7kFLOPs", "level": "warn"}])
     method, due = Adenel(amount=amount, filters=filters, ratio=ratio), {name: held for name in price.spaces[::2]}  # type: ignore[arg-type]
-    goal = proposal(price, widths, ready, budget, method, due)
+    goal = proposal(price, widths, ready, budget, method, due, {})
 
     now = price.cost(widths)
     left = (9 * 10**9 - now.macs, 3 * 10**6 - now.bytes, 2 * 10**6 - now.params)
@@ -83,7 +83,7 @@ def test_two_limits_run_out_together_when_every_layer_grows() -> None:
     balanced = Budget.parse("100MMACs, 0.2Mparams")
     while balanced.holds(price.cost(widths)):
         before = price.cost(widths)
-        widths = proposal(price, widths, names, balanced, Adenel(), {})
+        widths = proposal(price, widths, names, balanced, Adenel(), {}, {})
     used = [row["utilisation"] for row in balanced.rows(before)]
     assert min(used) > 0.75 * max(used)  # type: ignore[type-var, operator]
     assert widths["s0"] < widths["s9"]

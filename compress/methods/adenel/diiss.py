@@ -128,6 +128,14 @@ class DIISS(Descent):
                 threshold.copy_(torch.as_tensor(value, dtype=threshold.dtype))
 
     @torch.no_grad()
+    def kept(self, param: Tensor) -> float:
+        """The mean of |Z_g| / (clock |W_g|) over the filters g of a weight of a path; 0 before the first step."""
+        clock = next(group["clock"] for group in self.param_groups if any(p is param for p in group["params"]))
+        rows = [self.held(param, "z").flatten(1), param.flatten(1)]
+        z, w = (row.float().norm(dim=1) for row in rows)
+        return float((z / (clock * w).clamp_min(torch.finfo(z.dtype).tiny)).mean()) if clock else 0.0
+
+    @torch.no_grad()
     def support(self, param: Tensor) -> Tensor:
         """Which filters of the weight are in the support, Gamma_g != 0: bool [O]."""
         return self.held(param, "gamma").flatten(1).ne(0).any(1)

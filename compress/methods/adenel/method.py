@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from compress.budget.landing import land
@@ -32,6 +33,7 @@ from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.graph import Graph
 from compress.surgery.surgeon import Surgeon
 from compress.training.optim import groups
+from compress.training.seeds import seed_of
 
 LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end
 BALANCING = 50  # steps to the prices of several limits; they settle within a few
@@ -47,6 +49,8 @@ class State:
     at: int = 0  # optimizer steps into this round, or into tuning
     empty: int = 0  # rounds in a row in which no layer reached tau
     due: Mapping[str, int] = field(default_factory=dict)  # channels of growths so far that alignment holds back
+    full: Mapping[str, int] = field(default_factory=dict)  # widths of the full net
+    scores: Mapping[str, float] = field(default_factory=dict)  # of every space, smoothed over rounds
     why: str = ""  # what ended the growing
 
 
@@ -97,7 +101,7 @@ class AdeNeL(Method[State]):
 
     def init(self, lab: Lab) -> State:
         """Narrow the full net to the seed, draw its weights anew, and make the optimizer."""
-        graph, state = lab.graph, State(begin=lab.step)
+        graph, state = lab.graph, State(begin=lab.step, full=lab.widths)
         seeds = self.seeds(graph)
         if not lab.budget.holds(graph.price.cost(seeds)):  # too small a budget to grow in: the seed itself is landed
             least = self._narrow(graph, self.align)
@@ -150,7 +154,8 @@ class AdeNeL(Method[State]):
         if state.at < length:
             return state
         support, score = self.support(lab), lab.score()
-        state = self.judge(lab, replace(state, round=state.round + 1, at=0), support)
+        state = replace(state, round=state.round + 1, at=0, scores=self.scores(lab, state.scores))
+        state = self.judge(lab, state, support)
         lab.note("round", round=state.round, loss=trained.loss, val=score.accuracy, support=support, widths=lab.widths)
         return state
 
@@ -207,10 +212,34 @@ class AdeNeL(Method[State]):
         widths = lab.widths
         return {n: sum(map(len, sets)) / (len(sets) * widths[n]) for n, sets in self._supported(lab).items()}
 
+    def scores(self, lab: Lab, before: Mapping[str, float]) -> dict[str, float]:
+        """The score of every space that can grow: half of what it was, and half of what this round says.
+
+        A filter's is |Z| / (clock |W|): while it is not in the support, the norm of its average over time as a share of
+        its own. Unlike a share of filters over a threshold it tells layers apart that all pass, or all fail.
+        """
+        optimizer = lab.optimizer
+        assert isinstance(optimizer, DIISS)
+        now = {
+            name: float(np.mean([optimizer.kept(weight) for weight in weights.values()]))
+            for name, weights in self._judged(lab).items()
+        }
+        return {name: (score + before.get(name, score)) / 2 for name, score in now.items()}
+
+    def _ready(self, lab: Lab, state: State, support: Mapping[str, float]) -> list[str]:
+        """The spaces that may grow after this round."""
+        s, widths, full = self.settings, lab.widths, state.full
+        names = [name for name, share in support.items() if s.grow in ("all", "score") or share >= s.tau]
+        if s.grow == "random":
+            draw = torch.Generator().manual_seed(seed_of(lab.seed, "a random gate", state.round))
+            names = [name for name in support if torch.rand((), generator=draw) < 0.5]
+        least = min((widths[name] / full[name] for name in support), default=1.0)
+        return [name for name in names if s.spread is None or widths[name] / full[name] <= s.spread * least]
+
     def judge(self, lab: Lab, state: State, support: Mapping[str, float]) -> State:
         """End a round: grow what its support s says, or end the growing and fill the budget."""
         s, price = self.settings, lab.graph.price
-        ready = [name for name, share in support.items() if s.grow == "all" or share >= s.tau]
+        ready = self._ready(lab, state, support)
         state = replace(state, empty=0 if ready else state.empty + 1)
         fill, last = s.on_saturation == "fill", state.round >= s.max_rounds
         why = f"{state.round} rounds, the most allowed" if last else f"no layer reached tau in {state.empty} rounds"
@@ -219,7 +248,7 @@ class AdeNeL(Method[State]):
                 return state
             if fill:  # a budget was given to be used: the layers nearest to tau go on
                 ready = [name for name, share in support.items() if share == max(support.values())]
-        goal = proposal(price, lab.widths, ready, lab.budget, s, state.due)
+        goal = proposal(price, lab.widths, ready, lab.budget, s, state.due, state.scores)
         whole = self._aligned(goal, lab.widths)
         if ready and not last and lab.budget.holds(price.cost(whole)):
             lab.resize(whole, s.new_columns)
@@ -254,6 +283,9 @@ class AdeNeL(Method[State]):
 
     def _end_growing(self, lab: Lab, state: State) -> State:
         state = replace(state, phase="tune", at=0)
+        if self.settings.rewind:
+            lab.refill()
+            self.ready(lab, state)
         for group in lab.optimizer.param_groups:
             group["couple"] = self._couples(state.phase)
         if self._couples(state.phase):
@@ -292,10 +324,12 @@ def proposal(
     budget: Budget,
     settings: Adenel,
     due: Mapping[str, int],
+    scores: Mapping[str, float],
 ) -> dict[str, int]:
     """The widths that a round asks for, whatever budget and alignment say: the spaces that are ready to grow rise.
 
-    What earlier rounds asked for and did not get is `due`.
+    What earlier rounds asked for and did not get is `due`; with grow "score" all amounts are in proportion to a power
+    of the `scores`.
     """
     shares = _shares(price, widths, ready, budget) if ready else {}
     pool = settings.filters * float(np.mean([*shares.values()] or [0.0]))
@@ -305,7 +339,9 @@ def proposal(
         "equal_cost": lambda name: max(1, round(pool / shares[name])),
     }
     added = amounts[settings.amount]
-    return {**widths, **{name: widths[name] + due.get(name, 0) + added(name) for name in ready}}
+    powers = {name: scores[name] ** settings.sharpness if settings.grow == "score" else 1.0 for name in ready}
+    mean = float(np.mean([*powers.values()] or [1.0]))
+    return {**widths, **{n: widths[n] + due.get(n, 0) + max(1, round(added(n) * powers[n] / mean)) for n in ready}}
 
 
 def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budget: Budget) -> dict[str, float]:

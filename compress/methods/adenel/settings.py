@@ -40,8 +40,17 @@ class Adenel(Growing):
     """Looseness of the coupling of weights and support; 100 as published, 10 cost 9 points of accuracy when tried."""
     kappa: Positive = 1.0
     """Damping of the support's path; 1 as published, it does not move decisions."""
-    grow: Literal["support", "all"] = "support"
-    """Grow layers whose support passes tau, or all; 'support' is the method, 'all' its control."""
+    grow: Literal["support", "score", "all", "random"] = "support"
+    """Grow layers whose support passes tau; all, each by its score (see sharpness); all alike; or each with an even
+    chance. 'support' is the method as published, 'all' and 'random' are its controls."""
+    sharpness: Positive = 4.0
+    """With grow score: a layer's growth is in proportion to this power of its score, the mean of |Z| / (clock |W|) over
+    its filters and, half of it, over earlier rounds: how much of their norm filters keep when averaged over time."""
+    spread: Annotated[float, Field(gt=1), BeforeValidator(number)] | None = None
+    """Hold back layers that have more than so many times the share of their full width that the narrowest has, so that
+    shapes stay as even as the full net's; null: none."""
+    rewind: bool = False
+    """Draw the weights of the found shape anew before it is tuned."""
     amount: Literal["fixed", "ratio", "equal_cost"] = "equal_cost"
     """What a growth adds to a layer: 'filters'; or up to max(width + filters, ratio x width); or as many as take the
     same share of what is left of the budget, together what 'filters' a layer take, several limits weighted so that they

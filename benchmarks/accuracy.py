@@ -1,0 +1,154 @@
+"""How accurate a network within a budget becomes: ways to train it and to grow it, at equal train-cost.
+
+    python benchmarks/accuracy.py cifar10.npz                      every row that is missing, then the page
+    python benchmarks/accuracy.py cifar10.npz --arms grown scratch --seeds 0 1 2
+    python benchmarks/accuracy.py --page                           the page alone, from the rows that there are
+
+A row is one arm with one seed, and is written to benchmarks/results/accuracy.jsonl as it ends; several processes may
+work at once, each on rows of its own. Choices are made by `val`; test images are scored once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence import machine
+
+from compress._plan import methods_of
+from compress._run import develop, prepare
+from compress.recipe.settings import Recipe
+
+RESULTS = Path(__file__).with_name("results")
+ROWS = RESULTS / "accuracy.jsonl"
+COST = 2.0e12  # MACs x images, forward
+SHORT = {"factory": "compress.models:short", "args": {"widths": [48, 160, 240]}}
+DATA = {"train": 10_000, "val": 5_000, "crop": 4, "padding": "reflect", "flip": "alternate"}
+TRAIN = {
+    "cost": COST,
+    "optimizer": "muon",
+    "lr": 0.3,
+    "muon_lr": 0.1,
+    "muon_decay": 0.1,
+    "weight_decay": 1e-3,
+    "nesterov": True,
+    "label_smoothing": 0.2,
+    "ema": 0.99,
+}
+TUNE = {"schedule": "linear", "epochs": 20}
+GROWN = {"name": "adenel", "seed_width": 8, "round": "1 epoch", "theta": 0.97, "filters": 6, "tune": TUNE}
+HAND = {"name": "scratch", "epochs": 20, "schedule": "linear", "warmup": 0.15}
+
+
+def hand(*widths: int) -> dict[str, Any]:
+    """A hand-made short net of these widths."""
+    return {"model": {"factory": "compress.models:short", "args": {"widths": list(widths)}}, "method": HAND}
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "scratch": hand(14, 60, 90),
+    "grown": {"method": GROWN},
+    "grow all": {"method": {**GROWN, "grow": "all"}},
+}
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with changes, table by table; a method and a model are taken whole."""
+    tables = {key: {**base.get(key, {}), **changes[key]} for key in ("data", "train") if key in changes}
+    return {**base, **changes, **tables}
+
+
+def recipe_of(arm: str, data: Path, seed: int, budget: str) -> Recipe:
+    base = {
+        "model": SHORT,
+        "data": {"source": "npz", "path": str(data.resolve()), **DATA},
+        "train": TRAIN,
+        "checkpoint": "1000 epochs",
+        "budget": budget,
+        "seed": seed,
+    }
+    return Recipe.model_validate(merged(base, ARMS[arm]))
+
+
+def measured(arm: str, data: Path, seed: int, budget: str) -> dict[str, Any]:
+    """Train one arm with one seed."""
+    begin, recipe = time.process_time(), recipe_of(arm, data, seed, budget)
+    with tempfile.TemporaryDirectory() as work:
+        lab, _ = prepare(recipe, "cpu")
+        develop(lab, methods_of(recipe), Path(work))
+    cost = lab.cost()
+    return {
+        "arm": arm,
+        "seed": seed,
+        "budget": budget,
+        "val": lab.score("val").accuracy,
+        "test": lab.score("test").accuracy,
+        "macs": cost.macs,
+        "thop": cost.thop,
+        "params": cost.params,
+        "cost": lab.spent,
+        "steps": lab.step,
+        "rounds": [
+            {
+                "step": note.step,
+                "macs": note.macs,
+                "val": note.numbers.get("val"),
+                "support": note.numbers.get("support"),
+            }
+            for note in lab.history
+            if note.event == "round"
+        ],
+        "widths": list(lab.widths.values()),
+        "seconds": round(time.process_time() - begin),
+        "machine": machine(),
+        "recipe": {key: ARMS[arm][key] for key in sorted(ARMS[arm])},
+    }
+
+
+def rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def missing(arms: list[str], seeds: list[int], budget: str) -> Iterator[tuple[str, int]]:
+    """The rows that are not there; what another process is at work on is passed by."""
+    for seed in seeds:
+        for arm in arms:
+            if any((row["arm"], row["seed"], row["budget"]) == (arm, seed, budget) for row in rows()):
+                continue
+            claim = Path(tempfile.gettempdir()) / f"accuracy {arm} {seed} {budget}.claim"
+            try:
+                os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            try:
+                yield arm, seed
+            finally:
+                claim.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget", default="10MFLOPs, 0.3Mparams")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for arm, seed in missing(args.arms, args.seeds, args.budget) if args.data else ():
+        row = measured(arm, args.data, seed, args.budget)
+        with ROWS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"{arm} {seed}: val {row['val']:.4f} test {row['test']:.4f} {row['widths']} {row['seconds']} s", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
