@@ -234,7 +234,59 @@ def test_a_layer_grows_when_its_share_is_at_least_tau_and_no_other(build: Build,
     lab, method = build(amount="fixed", filters=3)
     state = method.judge(lab, replace(method.init(lab), round=1), {CONV1: share, CONV2: 0.5})
     assert lab.widths == {CONV1: 7 if grows else 4, CONV2: 4}
-    assert state == State(round=1, empty=0 if grows else 1)
+    assert replace(state, full={}) == State(round=1, empty=0 if grows else 1)
+
+
+def test_a_random_gate_passes_half_of_the_layers_and_the_same_ones_again(build: Build) -> None:
+    lab, method = build(grow="random", amount="fixed", filters=1)
+    state, passed = method.init(lab), []
+    for number in range(1, 41):
+        before = lab.widths
+        method.judge(lab, replace(state, round=number), {CONV1: 0.0, CONV2: 0.0})
+        passed.append([lab.widths[name] > before[name] for name in (CONV1, CONV2)])
+        lab.resize(before)
+    assert 25 < sum(map(sum, passed)) < 55  # of 80, 3 standard deviations
+    assert any(one != other for one, other in passed)
+    method.judge(lab, replace(state, round=1), {CONV1: 0.0, CONV2: 0.0})
+    assert [lab.widths[name] > 4 for name in (CONV1, CONV2)] == passed[0]
+
+
+def test_layers_far_wider_than_the_narrowest_for_their_full_widths_are_held_back(build: Build) -> None:
+    lab, method = build(grow="all", amount="fixed", filters=1, spread=2.0)
+    state = method.init(lab)
+    assert state.full == {CONV1: 12, CONV2: 16}
+    lab.resize({CONV1: 3, CONV2: 9})  # a quarter, and 9/16
+    method.judge(lab, state, {CONV1: 1.0, CONV2: 1.0})
+    assert lab.widths == {CONV1: 4, CONV2: 9}
+
+
+def test_growth_by_score_is_in_proportion_to_its_power_and_smoothed_over_rounds(build: Build) -> None:
+    lab, method = build(grow="score", amount="fixed", filters=10, sharpness=2.0)
+    state = method.init(lab)
+    method.judge(lab, replace(state, scores={CONV1: 0.5, CONV2: 1.0}), {CONV1: 0.0, CONV2: 0.0})
+    assert lab.widths == {CONV1: 4 + 4, CONV2: 4 + 16}  # 10 x 0.25 / 0.625 and 10 x 1 / 0.625
+    weights = {name: weight_of(lab, name) for name in (CONV1, CONV2)}
+    for weight in weights.values():
+        lab.optimizer.state[weight]["z"] = 0.3 * weight.detach()
+    for group in lab.optimizer.param_groups:
+        group["clock"] = 0.5
+    first = method.scores(lab, {})
+    assert first == pytest.approx({CONV1: 0.6, CONV2: 0.6})
+    assert method.scores(lab, {CONV1: 0.8})[CONV1] == pytest.approx(0.7)
+
+
+def test_a_shape_that_is_rewound_has_weights_drawn_anew(build: Build) -> None:
+    fresh = []
+    for rewind in (False, True):
+        lab, method = build(grow="all", rewind=rewind, round="1 step", checkpoint_="1 step", max_rounds=1)
+        state = method.init(lab)
+        before = weight_of(lab, CONV1).detach().clone()
+        state = method.step(lab, state)
+        assert state.phase == "tune"
+        kept = (weight_of(lab, CONV1)[: len(before)] - before).norm() < 0.1 * before.norm()
+        fresh.append(not kept)
+        assert method.step(lab, state).at == 1
+    assert fresh == [False, True]
 
 
 def test_all_layers_grow_where_the_control_asks_for_it(build: Build) -> None:

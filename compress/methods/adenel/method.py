@@ -233,8 +233,10 @@ class AdeNeL(Method[State]):
         if s.grow == "random":
             draw = torch.Generator().manual_seed(seed_of(lab.seed, "a random gate", state.round))
             names = [name for name in support if torch.rand((), generator=draw) < 0.5]
-        least = min((widths[name] / full[name] for name in support), default=1.0)
-        return [name for name in names if s.spread is None or widths[name] / full[name] <= s.spread * least]
+        if s.spread is None:
+            return names
+        least = min(widths[name] / full[name] for name in support)
+        return [name for name in names if widths[name] / full[name] <= s.spread * least]
 
     def judge(self, lab: Lab, state: State, support: Mapping[str, float]) -> State:
         """End a round: grow what its support s says, or end the growing and fill the budget."""
