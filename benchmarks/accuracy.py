@@ -30,7 +30,7 @@ RESULTS = Path(__file__).with_name("results")
 ROWS = RESULTS / "accuracy.jsonl"
 COST = 2.0e12  # MACs x images, forward
 SHORT = {"factory": "compress.models:short", "args": {"widths": [48, 160, 240]}}
-DATA = {"train": 10_000, "val": 5_000, "crop": 4, "padding": "reflect", "flip": "alternate"}
+DATA = {"train": 10_000, "val": 15_000, "crop": 4, "padding": "reflect", "flip": "alternate"}
 TRAIN = {
     "cost": COST,
     "optimizer": "muon",

@@ -99,9 +99,13 @@ def orthogonal(weight: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp_min(1e-7)
+    # Each step is x <- p x with p = a + b g + c g^2 and g = x x^T. All p and g commute, so small squares will do.
+    gram, whole = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(TIMES):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        p = torch.addmm(b * gram, gram, gram, alpha=c)
+        p.diagonal().add_(a)
+        whole, gram = p @ whole, p @ gram @ p
+    x = whole @ x
     out = (x.T if tall else x) * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
     shaped: Tensor = out.reshape(weight.shape)
     return shaped
