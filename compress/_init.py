@@ -1,6 +1,7 @@
-"""A first recipe for a model and some images: every key it sets is explained, and it is tried before it is written.
+"""A first recipe for a model and images, or for images alone: all it sets is explained, and tried before it is written.
 
 init("./net.py:make", "images.npz", "50%", "recipe.yaml")
+init(None, "images.npz", "43MFLOPs,0.58Mparams")             the model is chosen too
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ import yaml
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress._plan import Plan, draw_up
+from compress._plan import SHAPES, Plan, draw_up
+from compress.choice import Choice, Commented, Facts, choose, side_of
 from compress.errors import UsageError
 from compress.recipe import settings
 from compress.recipe.arguments import beside, source_of, stated
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct, locate
-from compress.training.data import Data, load
-
-Commented = tuple[str, str]  # of a recipe, and the comment behind it
+from compress.training.data import load
 
 SEED_WIDTHS = (8, 4, 2, 1)  # the first that leaves room to grow is taken
 ROUND = 50  # optimizer steps that a support needs to say anything
@@ -36,44 +36,84 @@ LONG_ROUND = 200  # from here on one epoch is a round, and the threshold's defau
 WIDEST = 60  # characters; comments stand in one column, except behind lines longer than this
 TUNING = 600  # optimizer steps that even a small data set deserves at the end
 
+# Images and classes of the sets whose shape a plan knows: so that a recipe is written where they are not fetched yet.
+COUNTS = {
+    "mnist": (60_000, 10),
+    "fashionmnist": (60_000, 10),
+    "svhn": (73_257, 10),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+}
+
 # Arguments of factories that follow from the data, by the names that people give them.
-_FROM_DATA: dict[str, Callable[[Data], int]] = {
-    **dict.fromkeys(("classes", "num_classes", "n_classes"), lambda data: len(data.classes)),
+_FROM_DATA: dict[str, Callable[[Facts], int]] = {
+    **dict.fromkeys(("classes", "num_classes", "n_classes"), lambda data: data.classes),
     **dict.fromkeys(("in_channels", "in_chans"), lambda data: data.image[0]),
     **dict.fromkeys(("size", "image_size", "img_size"), lambda data: data.image[1]),
 }
 
 
+@dataclass(frozen=True, slots=True)
+class First:
+    """A recipe that was written: what it would do, and why it says what was chosen in it."""
+
+    plan: Plan
+    reasons: tuple[str, ...] = ()
+
+
 def init(
-    factory: str,
+    factory: str | None,
     data: str,
-    budget: str = "50%",
+    budget: str | None = None,
     out: Path | str = "recipe.yaml",
     *,
     args: Mapping[str, Any] | None = None,
     size: int | None = None,
-) -> Plan:
+) -> First:
     """Write a first recipe for a factory and the images that `data` names (see `source_of`), and return its plan.
 
-    Arguments of the factory called classes, in_channels, size and the like are taken from the data, unless `args` has
-    them. Images of a folder are resized to `size` pixels. Raises UsageError where something cannot be used or `out`
-    exists, Infeasible where no network can keep the budget; then nothing is written.
+    Without a factory, one of `compress.models` is chosen, its widths, and how it is trained (see `choice`); then
+    `budget` must state amounts, where it is else half of the factory's net. Arguments of the factory called classes,
+    in_channels, size and the like are taken from the data, unless `args` has them. Images of a folder are resized to
+    `size` pixels. Raises UsageError where something cannot be used or `out` exists, Infeasible where no network can
+    keep the budget; then nothing is written.
     """
     target = Path(out)
     if target.exists():
         raise UsageError(f"{target} exists already; name another file with --out.")
     source = source_of(data, size)
-    images = load(settings.Data(**source), batch=1, seed=0, device=torch.device("cpu"))
-    factory, folder = beside(factory)
-    given = {**_follows(locate(factory, folder), images), **(args or {})}
+    if factory is None and source["source"] == "folder" and size is None:
+        source["size"] = side_of(Path(source["path"]))
+    facts = facts_of(source)
+    choice = choose(facts, budget) if factory is None else None
+    factory, folder = beside(factory or choice.factory)  # type: ignore[union-attr]
+    follows = _follows(locate(factory, folder), facts)
+    given = {**follows, **(choice.args if choice else {}), **(args or {})}
     model = construct(factory, given, folder)
-    draft = _Draft(_from_recipe(factory, folder, target), given, source, budget, images, _normalised(model))
-    planned = draw_up(_read(draft.text(target), target), model, images.shape)
+    limits = budget or "50%"
+    draft = _Draft(_from_recipe(factory, folder, target), given, source, limits, facts, _normalised(model), choice)
+    planned = draw_up(_read(draft.text(target), target), model, facts.shape)
     planned.refuse()
     for width in SEED_WIDTHS:
         text = draft.text(target, width)
-        if planned.budget.utilisation(draw_up(_read(text, target), model, images.shape).seed) <= 0.5:
+        if planned.budget.utilisation(draw_up(_read(text, target), model, facts.shape).seed) <= 0.5:
             break
+    _write(target, text)
+    return First(planned, choice.why(width) if choice else ())
+
+
+def facts_of(source: Mapping[str, Any]) -> Facts:
+    """What a recipe follows from: of a known set without its images, else by reading them."""
+    name, held_out = source["source"], settings.Data().val
+    if name in COUNTS:
+        count, classes = COUNTS[name]
+        return Facts(name, SHAPES[name], SHAPES[name], classes, count - round(held_out * count), has_val=False)
+    images = load(settings.Data(**source), batch=1, seed=0, device=torch.device("cpu"))
+    has_val = images.parts["train"][0] is not images.parts["val"][0]
+    return Facts(name, images.shape, images.image, len(images.classes), images.counts["train"], has_val)
+
+
+def _write(target: Path, text: str) -> None:
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -83,7 +123,6 @@ def init(
         with contextlib.suppress(OSError):
             target.unlink()  # half of it, where the disk was full
         raise UsageError(f"{target} cannot be written ({error.strerror or error}).") from None
-    return planned
 
 
 def _read(text: str, target: Path) -> Recipe:
@@ -101,7 +140,7 @@ def _relative(path: Path | str, target: Path) -> str:
     return way if way.startswith(".") else f"./{way}"
 
 
-def _follows(make: Callable[..., Any], data: Data) -> dict[str, int]:
+def _follows(make: Callable[..., Any], data: Facts) -> dict[str, int]:
     """The arguments that a factory takes by name and that the data decides, where its default is another value."""
     try:
         parameters = inspect.signature(make).parameters
@@ -123,17 +162,20 @@ class _Draft:
     args: Mapping[str, Any]
     source: Mapping[str, Any]
     budget: str
-    images: Data
+    facts: Facts
     norm: bool  # whether the model has batch norms
+    choice: Choice | None  # where nobody named the model
 
     def text(self, target: Path, seed_width: int = SEED_WIDTHS[-1]) -> str:
         """The recipe as YAML, the comments in one column."""
-        lines = [*self._model(target), *self._data(target), *self._training(seed_width)]
+        lines = [*self._model(target, seed_width), *self._data(target), *self._training(seed_width)]
         column = max(len(line) for line, comment in lines if comment and len(line) <= WIDEST) + 2
         return "".join(f"{line.ljust(column - 1)} # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
 
-    def _model(self, target: Path) -> Iterator[Commented]:
+    def _model(self, target: Path, seed_width: int) -> Iterator[Commented]:
         yield f"# A first recipe for {self.factory}, written by `compress init`.", ""
+        if self.choice:
+            yield from ((f"#   {reason}", "") for reason in self.choice.why(seed_width))
         yield f"#   compress plan {target.name}    what it would do, in seconds", ""
         yield f"#   compress run {target.name}     do it", ""
         yield "# `compress schema` lists the keys that are left out here, with their defaults.", ""
@@ -144,36 +186,35 @@ class _Draft:
         if self.args:
             yield "  args:", "keyword arguments of the factory"
         for key, value in self.args.items():
-            yield f"    {_yaml(key)}: {_yaml(value)}", _origin(key, value, self.images)
-        shape = json.dumps(self.images.shape)
+            yield f"    {_yaml(key)}: {_yaml(value)}", self._origin(key, value)
+        shape = json.dumps(self.facts.shape)
         yield f"  input: {shape}", "channels, height and width of an image; so a plan needs no data"
         yield "", ""
 
     def _data(self, target: Path) -> Iterator[Commented]:
         yield "data:", ""
-        yield f"  source: {self.source['source']}", f"{self.images.counts['train']:,} training images"
+        yield f"  source: {self.source['source']}", f"{self.facts.train:,} training images"
+        if self.source["source"] in COUNTS:
+            yield "  download: true", "fetch them where they are not in their usual place"
         if self.source.get("path"):
             yield f"  path: {_yaml(_relative(self.source['path'], target))}", "relative to this recipe"
         if self.source.get("size"):
             yield f"  size: {self.source['size']}", "pixels a side, to which images are resized"
-        if not self.images_have_val:
+        if not self.facts.has_val:
             yield "  val: 0.1", "fraction of the training images held out, for decisions"
-        yield f"  crop: {self.images.image[1] // 8}", "pixels of zero padding before a random crop"
-        yield "  flip: false", "true mirrors half of the training images; not where left and right differ"
+        if self.choice:
+            yield from self.choice.data
+        else:
+            yield f"  crop: {self.facts.image[1] // 8}", "pixels of zero padding before a random crop"
+            yield "  flip: false", "true mirrors half of the training images; not where left and right differ"
         yield "", ""
 
     def _training(self, seed_width: int) -> Iterator[Commented]:
-        count = self.images.counts["train"]
-        batch = max(1, min(128, 2 ** max(0, (count // 12).bit_length() - 1)))
-        epoch = max(1, count // batch)
+        epoch = self.facts.epoch
         long = epoch >= LONG_ROUND
         rounds = 1 if long else -(-ROUND // epoch)
-        rate, norm = ("0.1", "with") if self.norm else ("0.05", "without")
         yield "train:", ""
-        yield f"  batch: {batch}", f"images a step; {epoch:,} steps an epoch"
-        yield f"  lr: {rate}", f"peak learning rate of SGD, usual {norm} batch norm"
-        yield "  momentum: 0.9", "of SGD, a fraction below 1"
-        yield "  weight_decay: 5.0e-4", "L2 decay a step, of weights only"
+        yield from self.choice.train if self.choice else self._train()
         yield "", ""
         yield "method:", ""
         yield "  name: adenel", "grow filters where none is idle, until the budget is filled"
@@ -181,26 +222,36 @@ class _Draft:
         yield f"  round: {rounds} epoch{'s' * (rounds > 1)}", f"training between two growths, {rounds * epoch:,} steps"
         yield f"  theta: {'0.9' if long else '0.97'}", "threshold of the support, of an unchanged filter's norm"
         yield "  tau: 0.8", "a layer grows when this fraction of its filters is in the support"
+        if self.choice:
+            yield (
+                f"  filters: {self.choice.filters(seed_width)}",
+                "of a layer and growth, about ten of which fill the budget",
+            )
         yield "  tune:", "training of the final shape"
-        yield f"    epochs: {max(20, -(-TUNING // epoch))}", "passes over the training images; more is better"
-        yield "    schedule: cosine", "course of the learning rate, down to zero"
+        if self.choice:
+            yield from self.choice.tune
+        else:
+            yield f"    epochs: {max(20, -(-TUNING // epoch))}", "passes over the training images; more is better"
+            yield "    schedule: cosine", "course of the learning rate, down to zero"
         yield "", ""
         yield f"budget: {_yaml(self.budget)}", "limits, all of which hold; --budget replaces them"
         yield "", ""
         yield "seed: 0", "number that all randomness starts from"
 
-    @property
-    def images_have_val(self) -> bool:
-        """Whether the data brings its own validation images."""
-        train, val = self.images.parts["train"][0], self.images.parts["val"][0]
-        return train is not val
+    def _origin(self, key: str, value: Any) -> str:
+        if key in _FROM_DATA and _FROM_DATA[key](self.facts) == value:
+            return "follows from the data"
+        return "chosen" if self.choice and self.choice.args.get(key) == value else "as given"
+
+    def _train(self) -> Iterator[Commented]:
+        rate, norm = ("0.1", "with") if self.norm else ("0.05", "without")
+        yield f"  batch: {self.facts.batch}", f"images a step; {self.facts.epoch:,} steps an epoch"
+        yield f"  lr: {rate}", f"peak learning rate of SGD, usual {norm} batch norm"
+        yield "  momentum: 0.9", "of SGD, a fraction below 1"
+        yield "  weight_decay: 5.0e-4", "L2 decay a step, of weights only"
 
 
 def _yaml(value: Any) -> str:
     """A value as YAML on one line: words plain where that is safe, everything else as JSON, which YAML reads."""
     plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./:]*", value) and yaml.safe_load(value) == value
     return str(value) if plain else json.dumps(value)
-
-
-def _origin(key: str, value: Any, data: Data) -> str:
-    return "follows from the data" if key in _FROM_DATA and _FROM_DATA[key](data) == value else "as given"

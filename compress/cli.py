@@ -335,24 +335,26 @@ def recipes(name: str | None, as_json: bool) -> int:
     return 0
 
 
-@main.command(short_help="Write a first recipe from a model and data.")
-@click.argument("factory", metavar="MODULE:FACTORY")
-@click.argument("data")
-@click.option(
-    "--budget", default="50%", show_default=True, metavar="LIMITS", help=f"What the network may cost: {_LIMITS}."
-)
+@main.command(short_help="Write a first recipe from data, and from a model if you have one.")
+@click.argument("names", metavar="[MODULE:FACTORY] DATA", nargs=-1, required=True)
+@click.option("--budget", metavar="LIMITS", help=f"What the network may cost: {_LIMITS}; of a model of yours, 50%.")
 @_args
 @click.option("--size", type=click.IntRange(1), metavar="N", help="Resize a folder's images to N pixels a side.")
 @click.option("--out", default="recipe.yaml", show_default=True, help="File to write, which must not exist.")
-def init(factory: str, data: str, budget: str, args: dict[str, Any], size: int | None, out: str) -> int:
+def init(names: tuple[str, ...], budget: str | None, args: dict[str, Any], size: int | None, out: str) -> int:
     """Write a first recipe, with every key explained, for a model (package.module:callable or ./file.py:callable) and
-    DATA: digits or another known set, a .npz file, or a folder with train/CLASS/NAME.png.
+    DATA: digits or another known set, a .npz file, or a folder with train/CLASS/NAME.png. Without a model, one is
+    chosen for the data and the budget, its widths and its training too, and it is said why.
     """
     from compress._init import init as draft
 
+    if len(names) > 2:
+        raise UsageError(f"{names[2]!r} is one name too many; write [MODULE:FACTORY] DATA")
     _import_from_here()
-    planned = draft(factory, data, budget, out, args=args, size=size)
-    say(f"{out} is written; {planned.verdict()}")
+    first = draft(names[0] if len(names) == 2 else None, names[-1], budget, out, args=args, size=size)
+    say(f"{out} is written; {first.plan.verdict()}")
+    for reason in first.reasons:
+        say(f"  {reason}")
     say(f"what it would do:  {shlex.join(['compress', 'plan', out])}")
     say(f"do it:             {shlex.join(['compress', 'run', out])}")
     return 0

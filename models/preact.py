@@ -71,17 +71,20 @@ class PreBlock(Block):
 class PreActNet(StageNet):
     """A `StageNet` whose stem is a convolution alone; norm and GELU come before the average, on what blocks add up."""
 
-    def __init__(self, depths: Sequence[int], widths: Sequence[int], squeeze: int, classes: int, in_channels: int):
+    def __init__(
+        self, depths: Sequence[int], widths: Sequence[int], squeeze: int, classes: int, in_channels: int, stem: str
+    ) -> None:
         def block(inp: int, out: int, stride: int) -> PreBlock:
             return PreBlock(inp, out, stride, squeeze=max(LEAST, out // squeeze) if squeeze else 0)
 
-        super().__init__(block, depths, widths, stem_width=widths[0], classes=classes, in_channels=in_channels)
+        width = widths[0]
+        super().__init__(block, depths, widths, stem_width=width, classes=classes, in_channels=in_channels, stem=stem)
         del self.relu
         self.bn1, self.act = nn.BatchNorm2d(widths[-1]), nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [N, classes]."""
-        x = self.conv1(x)
+        x = self.maxpool(self.conv1(x))
         for name in self.stages:
             x = self.get_submodule(name)(x)
         logits: Tensor = self.fc(self.flatten(self.avgpool(self.act(self.bn1(x)))))
@@ -95,10 +98,12 @@ def preact(
     squeeze: int = 4,
     classes: int = 10,
     in_channels: int = 3,
+    stem: str = "cifar",
 ) -> PreActNet:
     """Stages of `depths` pre-activation blocks with `widths` filters, each but the first stage halving the picture.
 
-    `squeeze` is what a gate divides its block's channels by, to four at least; 0 leaves the gates out. Stages grow in
-    depth, all convolutions in width. Raises ValueError for other numbers of depths than of widths.
+    `squeeze` is what a gate divides its block's channels by, to four at least; 0 leaves the gates out. A `stem` of
+    "imagenet" is for images of more than 64 px, which it narrows to a quarter a side. Stages grow in depth, all
+    convolutions in width. Raises ValueError for other numbers of depths than of widths, and for an unknown stem.
     """
-    return PreActNet(depths, widths, squeeze, classes, in_channels)
+    return PreActNet(depths, widths, squeeze, classes, in_channels, stem)

@@ -373,6 +373,8 @@ WRONG: list[tuple[str, int, str]] = [
     ("report . --json", 2, r"holds no report\.json"),
     ("schema recipes", 2, "'recipes' is not one of 'recipe', 'report'"),
     ("init ./net.py:make nowhere", 2, "'nowhere' names no images"),
+    ("init net.py:make digits more", 2, "'more' is one name too many"),
+    ("init digits --budget 50%", 2, "'50%' is a share of the base model, unknown here; write a count"),
     ("init ./net.py:make digits --out net.py", 2, r"net\.py exists already"),
     ("init ./net.py:make digits --out none/my.yaml", 2, r"none/my\.yaml cannot be written"),
     ("init ./net.py:coloured digits", 2, "cannot be traced with an input of shape"),

@@ -68,6 +68,54 @@ def test_every_key_has_a_comment() -> None:
     assert len(columns) == 1
 
 
+def test_images_and_a_budget_are_enough_for_a_recipe_that_says_why() -> None:
+    done = call("digits", "--budget", "60kMACs, 9kparams", "--out", "my.yaml")
+    assert (done.exit_code, done.stderr) == (0, "")
+    reasons = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert [reason.split()[0] for reason in reasons] == ["short:", "full", "100", "variation:", "seed"]
+    text = Path("my.yaml").read_text()
+    assert all(f"#   {reason}\n" in text for reason in reasons)
+    lines = [line for line in text.splitlines() if line and line[0] != "#"]
+    assert [line for line in lines if " # " not in line] == ["data:", "train:", "method:"]
+    said = recipe.read("my.yaml")
+    assert (said.model.factory, said.model.args["size"]) == ("compress.models:short", 8)
+    assert said.budget == "60kMACs, 9kparams"
+    planned = compress.plan("my.yaml")
+    assert planned.feasible
+    assert planned.budget.utilisation(planned.seed) <= 0.5
+    assert 2 < planned.budget.utilisation(planned.base) < 6  # a few times the budget
+
+
+def test_a_folder_of_images_and_two_commands_give_a_net() -> None:
+    from PIL import Image
+
+    pictures(Path("pictures"))
+    Image.new("RGB", (90, 70)).save("pictures/train/kind0/large.png")  # and so all are resized to the smallest's side
+    assert call("pictures", "--budget", "60kMACs", "--args", '{"convs": 3}').exit_code == 0
+    said = recipe.read("recipe.yaml")
+    assert (said.data.size, said.model.args["convs"], said.model.input) == (9, 3, (3, 9, 9))
+    assert "convs: 3 " in Path("recipe.yaml").read_text()
+    result = compress.run("recipe.yaml", out="out", overrides={"method.tune.epochs": "1", "method.round": "1 epoch"})
+    assert result.code == 0
+    assert compress.verify("out", "60kMACs").code == 0
+
+
+def test_a_known_set_needs_no_images_to_be_there() -> None:
+    init(None, "cifar10", "43MFLOPs, 0.58Mparams")
+    said = recipe.read("recipe.yaml")
+    assert said.model.args == {"widths": [80, 272, 272], "size": 32, "classes": 10, "in_channels": 3}
+    assert (said.data.source, said.data.download, said.data.flip, said.data.cutout) == ("cifar10", True, "alternate", 8)
+    assert compress.plan("recipe.yaml").feasible
+
+
+def test_a_budget_that_the_smallest_net_exceeds_is_refused_with_what_that_takes() -> None:
+    with pytest.raises(Infeasible, match=r"below the floor: 3kMACs is less than 5\.277 kMACs, the smallest network"):
+        init(None, "digits", "3kMACs")
+    with pytest.raises(UsageError, match="say what it may cost: --budget 43MFLOPs"):
+        init(None, "digits")
+    assert not Path("recipe.yaml").exists()
+
+
 def test_what_the_data_decides_is_taken_from_it_unless_it_is_given() -> None:
     init("./net.py:make", str(pictures(Path("pictures"), classes=3)), out="a.yaml")
     assert recipe.read("a.yaml").model.args == {"num_classes": 3, "in_chans": 1}
@@ -90,7 +138,7 @@ def test_model_and_images_are_named_from_where_the_recipe_lies() -> None:
 
 @pytest.mark.parametrize(("share", "widest"), [("90%", 8), ("10%", 2)])
 def test_a_small_budget_gets_a_narrow_seed_so_that_there_is_room_to_grow(share: str, widest: int) -> None:
-    planned = init("./net.py:make", "digits", share)
+    planned = init("./net.py:make", "digits", share).plan
     said = yaml.safe_load(Path("recipe.yaml").read_text())
     assert said["method"]["seed_width"] == widest
     again = compress.plan("recipe.yaml")

@@ -21,7 +21,7 @@ LAYERS = (
     ("texts", "errors", "packages", "budget", "workplace"),
     ("recipe", "reading", "surgery"),
     ("training", "export", "methods"),
-    ("delivery", "_plan", "console", "outcomes", "_run", "_init", "_export", "exits", "cli"),
+    ("delivery", "_plan", "console", "outcomes", "_run", "choice", "_init", "_export", "exits", "cli"),
 )
 HEIGHT = {name: height for height, name in enumerate(name for row in LAYERS for name in row)}
 WITHOUT_TORCH = (

@@ -1,0 +1,239 @@
+"""A backbone, its widths and its training, chosen for images and a budget, each with its reason.
+
+The numbers come from what was measured: nets of these widths from scratch, on 9,000 and on 50,000 images of 32 px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from math import ceil, log2
+from pathlib import Path
+from typing import Any
+
+from compress.budget.limits import Budget, Cost
+from compress.errors import UsageError
+from compress.packages import demand
+from compress.reading.graph import read
+from compress.surgery.structure import construct
+from compress.training.sources import SUFFIXES
+
+Commented = tuple[str, str]  # a line of a recipe, and the comment behind it
+
+LARGEST = 64  # pixels a side that the short backbone is for
+LEFT = 3  # pixels a side that its blocks leave
+LATER = 3.4  # widths of its later blocks, of the first one's: 40-136-136 within 43 MFLOPs was the best known
+ROOM = 2  # times the widths that just keep the budget are those of the full net: about four times the cost
+WIDEST = 1024  # filters of a first block: where the budget does not say how wide
+
+SEEN = 2_200_000  # training images, each time that one is seen: CIFAR-10's 45,000 in 49 epochs
+COST = 1e14  # MACs x images, an hour on two cores that compute in bf16 ...
+SPEED, STEP = 3e10, 0.005  # ... of so many a second, and seconds that a step takes beside
+FEWEST, MOST = 10, 100  # epochs
+TUNING = 600  # optimizer steps that even a small data set deserves at the end
+LONG = 40  # epochs from which on cutout pays
+GROWTHS = 10  # until the budget is filled, about
+LOOKED_AT = 64  # images of a folder
+MIRRORED = 32  # pixels a side from which on colour images are taken for photographs
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a recipe follows from, of some images."""
+
+    source: str
+    shape: tuple[int, ...] | tuple[tuple[int, ...], ...]  # of one input, or of each of several
+    image: tuple[int, ...]  # channels, height, width
+    classes: int  # 0 where targets are no classes
+    train: int  # training images, those held out not among them
+    has_val: bool  # whether they bring validation images of their own
+
+    @property
+    def batch(self) -> int:
+        """Training images a step: at least a dozen steps an epoch, where there are so many images."""
+        return int(max(1, min(128, 2 ** max(0, (self.train // 12).bit_length() - 1))))
+
+    @property
+    def epoch(self) -> int:
+        """Optimizer steps of one pass."""
+        return max(1, self.train // self.batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backbone and a training, and why."""
+
+    factory: str
+    args: dict[str, Any]  # of the factory, beside those that follow from the data
+    filters: Callable[[int], int]  # added to a layer in a growth, of the widths that it starts from
+    data: tuple[Commented, ...]  # lines of the recipe
+    train: tuple[Commented, ...]
+    tune: tuple[Commented, ...]
+    reasons: tuple[str, ...]
+
+    def why(self, seed: int) -> tuple[str, ...]:
+        """One line for each choice, where growing starts from so many filters a layer."""
+        more = f"seed of {seed} filters a layer: every growth adds {self.filters(seed)} to each of those that grow, so "
+        return (*self.reasons, f"{more}that about {GROWTHS} fill the budget")
+
+
+def choose(facts: Facts, budget: str | None) -> Choice:
+    """Choose for images and limits; raises UsageError where no image is told apart, or the limits are no amounts."""
+    if budget is None:
+        raise UsageError("--budget: without a model, say what it may cost: --budget 43MFLOPs,0.58Mparams.")
+    limits = Budget.parse(budget)
+    if not facts.classes or facts.shape != facts.image:
+        raise UsageError(
+            f"{facts.source}: a network is chosen for images of classes alone; name one of yours, as in "
+            "compress init ./net.py:build DATA."
+        )
+    side = min(facts.image[1:])
+    make, what = (_short, "short") if side <= LARGEST else (_preact, "preact")
+    if side < 4:
+        raise UsageError(f"{facts.source}: images of {side} px are too small to choose for; name a factory.")
+    factory = f"compress.models:{what}"
+    width, cost = _fitting(factory, lambda first: make(facts, first), facts.image, limits)
+    args = make(facts, ROOM * width)
+    epochs, span = _epochs(facts, cost.macs)
+    crop, mirrored = side // 8, facts.image[0] == 3 and side >= MIRRORED and facts.source != "svhn"
+    cutout = side // 4 if mirrored and epochs >= LONG else 0
+    fitting = make(facts, width)["widths"]
+    widths = "-".join(map(str, args["widths"]))
+    reasons = (
+        f"{what}: {_why(facts, args)}",
+        f"full net of {widths}: twice as wide as what just keeps the budget, for room to grow",
+        f"{epochs} epochs of the final shape: {span}; train-cost about {cost.macs * facts.train * epochs:.1e} MACs x "
+        f"images, {_time(epochs * (cost.macs * facts.train / SPEED + STEP * facts.epoch))} on two cores with bf16",
+        f"variation: {_variation(crop, cutout, mirrored)}",
+    )
+    return Choice(
+        factory=factory,
+        args=args,
+        filters=lambda seed: max(1, round((sum(fitting) / len(fitting) - seed) / GROWTHS)),
+        data=tuple(_varied(crop, cutout, mirrored)),
+        train=tuple(_train(facts, what, epochs * facts.epoch)),
+        tune=_tune(epochs),
+        reasons=reasons,
+    )
+
+
+def side_of(folder: Path) -> int | None:
+    """To how many pixels a side a folder's images are resized: none where all those looked at are small and alike."""
+    demand("PIL")
+    from PIL import Image
+
+    files = sorted(file for file in (folder / "train").rglob("*") if file.suffix.lower() in SUFFIXES)
+    sizes = set()
+    for path in files[:: -(-len(files) // LOOKED_AT) or 1]:
+        with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
+            sizes.add(image.size)  # what cannot be read is told when all are
+    least = min((min(size) for size in sizes), default=LARGEST)
+    return None if len(sizes) == 1 and least <= LARGEST else min(least, LARGEST)
+
+
+# ---- the network ----------------------------------------------------------------------------------------------------
+
+
+def _short(facts: Facts, first: int) -> dict[str, Any]:
+    side = min(facts.image[1:])
+    blocks = min(max(2, int(log2(max(1, (side - 1) / LEFT)))), int(log2(side - 1)))
+    sizes = {"widths": [first, *[round(LATER * first)] * (blocks - 1)], "size": side}
+    return sizes | _of_data(facts)
+
+
+def _preact(facts: Facts, first: int) -> dict[str, Any]:
+    widths = [first * 2**stage for stage in range(4)]
+    return {"depths": [2, 2, 2, 2], "widths": widths, "stem": "imagenet"} | _of_data(facts)
+
+
+def _of_data(facts: Facts) -> dict[str, Any]:
+    return {"classes": facts.classes, "in_channels": facts.image[0]}
+
+
+def _why(facts: Facts, args: dict[str, Any]) -> str:
+    side = min(facts.image[1:])
+    if side > LARGEST:
+        return f"residual, its stem narrows {side} px to a quarter; images of {LARGEST} px or less would be cheaper"
+    blocks = len(args["widths"])
+    return f"{blocks} blocks leave {(side - 1) >> blocks} px of {side}; at 32 px ahead of VGG and ResNet at equal cost"
+
+
+def _fitting(
+    factory: str, args: Callable[[int], dict[str, Any]], image: tuple[int, ...], limits: Budget
+) -> tuple[int, Cost]:
+    """The widest first layer that keeps the limits, and what such a net costs; 1 where none does."""
+
+    def cost(first: int) -> Cost:
+        graph = read(construct(factory, args(first)), image, lessons=False)
+        return graph.price.cost(graph.widths)
+
+    low, high = 1, 2
+    while high < WIDEST and limits.holds(cost(high)):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if limits.holds(cost(middle)) else (low, middle)
+    return low, cost(low)
+
+
+# ---- how it is trained ----------------------------------------------------------------------------------------------
+
+
+def _epochs(facts: Facts, macs: int) -> tuple[int, str]:
+    """Epochs of the final shape, and why so many."""
+    wanted, why = min(
+        (SEEN // facts.train, f"{SEEN / 1e6:g} million images seen"),
+        (int(COST / (max(1, macs) * facts.train)), "as many as an hour pays for"),
+        (MOST, "no image is shown more often"),
+    )
+    least = max(FEWEST, ceil(TUNING / facts.epoch))
+    return (wanted, why) if wanted >= least else (least, "as few as train a net")
+
+
+def _varied(crop: int, cutout: int, mirrored: bool) -> list[Commented]:
+    flip = ("alternate", "mirrors every image every other epoch; write false where left and right differ")
+    still = ("false", "mirroring is for colour photographs, not for digits")
+    lines = [
+        (f"  crop: {crop}", "pixels by which images are shifted at random"),
+        ("  padding: reflect", "what a shift brings in: the image, mirrored at its edge"),
+        (f"  flip: {(flip if mirrored else still)[0]}", (flip if mirrored else still)[1]),
+    ]
+    return (
+        [*lines, (f"  cutout: {cutout}", "side of a square that is blanked; pays in long trainings")]
+        if cutout
+        else lines
+    )
+
+
+def _train(facts: Facts, what: str, steps: int) -> list[Commented]:
+    rate = (0.25 if what == "short" else 0.1) * facts.batch / 128
+    ema = next(decay for decay, least in ((0.998, 5000), (0.99, 1000), (0.9, 0)) if steps >= least)
+    return [
+        (f"  batch: {facts.batch}", f"images a step; {facts.epoch:,} steps an epoch"),
+        (f"  lr: {rate:g}", "peak learning rate of SGD, in proportion to the batch"),
+        ("  momentum: 0.9", "of SGD, a fraction below 1"),
+        ("  nesterov: true", "its better kind"),
+        ("  weight_decay: 5.0e-4", "L2 decay a step, of weights only"),
+        ("  label_smoothing: 0.1", "share of the target spread over all classes"),
+        (f"  ema: {ema:g}", "decay a step of the averaged weights, which are scored and exported"),
+    ]
+
+
+def _tune(epochs: int) -> tuple[Commented, ...]:
+    return (
+        (f"    epochs: {epochs}", "passes over the training images; more is better"),
+        ("    schedule: linear", "fall of the learning rate, down to zero"),
+        ("    warmup: 0.15", "share of these epochs in which it rises"),
+    )
+
+
+def _variation(crop: int, cutout: int, mirrored: bool) -> str:
+    parts = [f"shifts of up to {crop} px", "mirrored, as photographs may be" if mirrored else "not mirrored"]
+    return ", ".join(parts + [f"squares of {cutout} px blanked, since training is long"] * bool(cutout))
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{ceil(seconds / 10) * 10} seconds"
+    return f"{round(seconds / 60)} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.0f} hours"

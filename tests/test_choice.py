@@ -1,0 +1,139 @@
+"""What is chosen for images and a budget follows from their size, their number and the budget, and says why."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compress.models as models
+from compress.budget.limits import Budget
+from compress.choice import COST, FEWEST, MOST, Choice, Facts, choose, side_of
+from compress.errors import UsageError
+from compress.reading.measure import measure
+
+
+def facts(side: int = 32, channels: int = 3, train: int = 45_000, source: str = "npz") -> Facts:
+    image = (channels, side, side)
+    return Facts(source, image, image, classes=10, train=train, has_val=False)
+
+
+def said(choice: Choice) -> dict[str, str]:
+    """The keys that it sets for data and training, as they are written."""
+    return dict(line.strip().split(": ") for line, _ in (*choice.data, *choice.train, *choice.tune))
+
+
+@pytest.mark.parametrize(("side", "blocks"), [(4, 1), (8, 2), (16, 2), (28, 3), (32, 3), (64, 4)])
+def test_the_short_net_has_as_many_blocks_as_leave_three_pixels_and_two_where_there_is_room(
+    side: int, blocks: int
+) -> None:
+    choice = choose(facts(side, channels=1), "200kMACs")
+    assert choice.factory == "compress.models:short"
+    assert len(choice.args["widths"]) == blocks
+    models.short(**choice.args)
+
+
+@pytest.mark.parametrize("budget", ["43MFLOPs, 0.58Mparams", "10MFLOPs, 0.3Mparams", "300kparams", "5MMACs"])
+def test_half_the_full_widths_keep_the_budget_and_one_filter_more_does_not(budget: str) -> None:
+    widths = choose(facts(), budget).args["widths"]
+    first = widths[0] // 2
+    assert widths == [2 * first, round(6.8 * first), round(6.8 * first)]
+
+    def holds(width: int) -> bool:
+        shape = [width, round(3.4 * width), round(3.4 * width)]
+        return Budget.parse(budget).holds(measure(models.short(shape), (3, 32, 32)))
+
+    assert holds(first)
+    assert not holds(first + 1)
+
+
+def test_within_the_published_budget_it_is_the_net_that_was_measured() -> None:
+    assert choose(facts(), "43MFLOPs, 0.58Mparams").args["widths"] == [80, 272, 272]  # twice 40-136-136
+
+
+def test_larger_images_get_the_residual_net_with_a_stem_that_narrows_them() -> None:
+    choice = choose(facts(96), "20MMACs")
+    assert (choice.factory, choice.args["stem"]) == ("compress.models:preact", "imagenet")
+    assert "96 px" in choice.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("train", "budget", "epochs"),
+    [
+        (45_000, "43MFLOPs, 0.58Mparams", 48),  # 2.2 million images
+        (1_000, "1MMACs", MOST),
+        (1_000_000, "200MMACs", FEWEST),
+        (45_000, "100MMACs", 22),  # an hour
+        (3, "1MMACs", 200),  # three steps an epoch
+    ],
+)
+def test_epochs_follow_from_the_number_of_images_and_from_an_hour(train: int, budget: str, epochs: int) -> None:
+    choice = choose(facts(train=train), budget)
+    assert int(said(choice)["epochs"]) == epochs
+    if epochs == 22:
+        shape = [width // 2 for width in choice.args["widths"]]
+        macs = measure(models.short(shape), (3, 32, 32)).macs
+        assert 22 * macs * train <= COST < 23 * macs * train
+
+
+@pytest.mark.parametrize(
+    ("images", "flip", "cutout"),
+    [
+        (facts(), "alternate", "8"),
+        (facts(source="svhn"), "false", None),
+        (facts(28, channels=1), "false", None),
+        (facts(16), "false", None),
+        (facts(train=1_000_000), "alternate", None),  # a short training
+    ],
+)
+def test_only_colour_photographs_are_mirrored_and_only_long_trainings_blank_squares(
+    images: Facts, flip: str, cutout: str | None
+) -> None:
+    keys = said(choose(images, "5MMACs"))
+    assert (keys["flip"], keys.get("cutout")) == (flip, cutout)
+    assert keys["crop"] == str(images.image[1] // 8)
+
+
+def test_ten_growths_or_so_lead_from_the_seed_to_what_fills_the_budget() -> None:
+    choice = choose(facts(), "43MFLOPs, 0.58Mparams")
+    mean = (40 + 136 + 136) / 3
+    assert choice.filters(8) == round((mean - 8) / 10)
+    assert choice.filters(1000) == 1
+    assert "seed of 8 filters a layer" in choice.why(8)[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "budget", "says"),
+    [
+        ({}, None, "without a model, say what it may cost"),
+        ({}, "50%", "a share of the base model, unknown here"),
+        ({"classes": 0}, "1MMACs", "chosen for images of classes alone; name one of yours"),
+        ({"shape": ((3, 32, 32), (4,))}, "1MMACs", "chosen for images of classes alone"),
+        ({"image": (3, 3, 9), "shape": (3, 3, 9)}, "1MMACs", "images of 3 px are too small"),
+    ],
+)
+def test_what_nothing_can_be_chosen_for_is_refused(change: dict[str, Any], budget: str | None, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        choose(replace(facts(), **change), budget)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [
+        ([(9, 9), (9, 9)], None),
+        ([(64, 48)], None),
+        ([(100, 80)], 64),
+        ([(9, 9), (30, 20)], 9),
+        ([(90, 70), (80, 99)], 64),
+    ],
+)
+def test_images_of_a_folder_are_resized_where_they_are_large_or_of_several_sizes(
+    sizes: list[tuple[int, int]], side: int | None, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "train/kind").mkdir(parents=True)
+    for number, size in enumerate(sizes):
+        Image.new("L", size).save(tmp_path / f"train/kind/{number}.png")
+    (tmp_path / "train/kind/broken.png").write_text("no image")
+    assert side_of(tmp_path) == side
