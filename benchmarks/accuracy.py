@@ -43,7 +43,16 @@ TRAIN = {
     "ema": 0.99,
 }
 TUNE = {"schedule": "linear", "epochs": 20}
-GROWN = {"name": "adenel", "seed_width": 8, "round": "1 epoch", "theta": 0.97, "filters": 6, "tune": TUNE}
+GROWN = {
+    "name": "adenel",
+    "seed_width": 8,
+    "round": "1 epoch",
+    "grow": "score",
+    "amount": "even",
+    "filters": 12,
+    "warmup": "2 epochs",
+    "tune": TUNE,
+}
 HAND = {"name": "scratch", "epochs": 20, "schedule": "linear", "warmup": 0.15}
 
 
@@ -54,8 +63,12 @@ def hand(*widths: int) -> dict[str, Any]:
 
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": hand(14, 60, 90),
-    "grown": {"method": GROWN},
-    "grow all": {"method": {**GROWN, "grow": "all"}},
+    "score": {"method": GROWN},
+    "all": {"method": {**GROWN, "grow": "all"}},
+    "random": {"method": {**GROWN, "grow": "random"}},
+    "support": {"method": {**GROWN, "grow": "support", "theta": 0.9}},
+    "score, rewound": {"method": {**GROWN, "rewind": True, "tune": {**TUNE, "warmup": 0.15}}},
+    "equal cost": {"method": {**GROWN, "grow": "all", "amount": "equal_cost"}},
 }
 
 
@@ -96,12 +109,7 @@ def measured(arm: str, data: Path, seed: int, budget: str) -> dict[str, Any]:
         "cost": lab.spent,
         "steps": lab.step,
         "rounds": [
-            {
-                "step": note.step,
-                "macs": note.macs,
-                "val": note.numbers.get("val"),
-                "support": note.numbers.get("support"),
-            }
+            {key: note.row.get(key) for key in ("step", "macs", "val", "scores", "support")}
             for note in lab.history
             if note.event == "round"
         ],

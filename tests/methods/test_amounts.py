@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from compress.budget.limits import Budget
 from compress.budget.price import Price, Term
-from compress.methods.adenel.method import overshoot, proposal
+from compress.methods.adenel.amounts import overshoot, proposal
 from compress.methods.adenel.settings import Adenel
 
 
@@ -26,18 +26,21 @@ def family(spaces: int, draw: np.random.Generator) -> Price:
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.integers(1, 80), min_size=1, max_size=5), st.data(), st.sampled_from(["fixed", "ratio", "equal_cost"]),
+    st.lists(st.integers(1, 80), min_size=1, max_size=5), st.data(), st.booleans(),
+    st.sampled_from(["fixed", "even", "ratio", "equal_cost"]),
     st.integers(1, 12), st.sampled_from([1.01, 1.1, 1.5, 2.0]), st.integers(0, 15), st.integers(0, 9),
 )  # fmt: skip
 def test_amounts_are_the_naive_formulas(
-    wide: list[int], data: st.DataObject, amount: str, filters: int, ratio: float, held: int, seed: int
+    wide: list[int], data: st.DataObject, scored: bool, amount: str, filters: int, ratio: float, held: int, seed: int
 ) -> None:
     price = family(len(wide), np.random.default_rng(seed))
     widths = dict(zip(price.spaces, wide, strict=True))
     ready = data.draw(st.lists(st.sampled_from(price.spaces), min_size=1, unique=True))
     budget = Budget.parse([{"limit": "9GMACs"}, "3MB", "2Mparams", {"limit": "7kFLOPs", "level": "warn"}])
-    method, due = Adenel(amount=amount, filters=filters, ratio=ratio), {name: held for name in price.spaces[::2]}  # type: ignore[arg-type]
-    goal = proposal(price, widths, ready, budget, method, due, {})
+    method = Adenel(amount=amount, filters=filters, ratio=ratio, grow="score" if scored else "all", sharpness=3)  # type: ignore[arg-type]
+    due, full = {name: held for name in price.spaces[::2]}, {name: 100 + 7 * n for n, name in enumerate(price.spaces)}
+    scores = {name: 0.5 + n / 10 for n, name in enumerate(price.spaces)}
+    goal = proposal(price, widths, ready, budget, method, due=due, full=full, scores=scores)
 
     now = price.cost(widths)
     left = (9 * 10**9 - now.macs, 3 * 10**6 - now.bytes, 2 * 10**6 - now.params)
@@ -59,12 +62,15 @@ def test_amounts_are_the_naive_formulas(
             assert goal[name] == width
             continue
         mean = filters * sum(shares.values()) / len(ready)
-        expected = {
-            "fixed": width + filters,
-            "ratio": max(width + filters, int(ratio * width)),
-            "equal_cost": width + max(1, round(mean / shares[name])),
+        added = {
+            "fixed": filters,
+            "even": filters * full[name] / (sum(full.values()) / len(full)),
+            "ratio": max(filters, int(ratio * width) - width),
+            "equal_cost": max(1, round(mean / shares[name])),
         }[amount]
-        assert goal[name] == expected + due.get(name, 0)
+        if scored:
+            added *= scores[name] ** 3 / (sum(scores[n] ** 3 for n in ready) / len(ready))
+        assert abs(goal[name] - width - due.get(name, 0) - max(1, added)) <= 0.5 + 1e-9
     wider = overshoot(price, goal, ready, budget)
     assert budget.utilisation(price.cost(wider)) > 1
     assert all(wider[name] >= goal[name] if name in ready else wider[name] == goal[name] for name in widths)
@@ -83,7 +89,7 @@ def test_two_limits_run_out_together_when_every_layer_grows() -> None:
     balanced = Budget.parse("100MMACs, 0.2Mparams")
     while balanced.holds(price.cost(widths)):
         before = price.cost(widths)
-        widths = proposal(price, widths, names, balanced, Adenel(), {}, {})
+        widths = proposal(price, widths, names, balanced, Adenel(), due={}, full={}, scores={})
     used = [row["utilisation"] for row in balanced.rows(before)]
     assert min(used) > 0.75 * max(used)  # type: ignore[type-var, operator]
     assert widths["s0"] < widths["s9"]

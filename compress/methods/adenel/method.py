@@ -15,7 +15,7 @@ The paper calls s a layer's redundancy; a high s means the opposite, that none o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +24,8 @@ import torch
 from torch import nn
 
 from compress.budget.landing import land
-from compress.budget.limits import Budget
-from compress.budget.price import COLUMNS, Price
 from compress.errors import UsageError
+from compress.methods.adenel.amounts import overshoot, proposal
 from compress.methods.adenel.diiss import DIISS, thresholds
 from compress.methods.adenel.settings import Adenel
 from compress.methods.protocol import ALONE, Around, Lab, Method
@@ -34,9 +33,6 @@ from compress.reading.graph import Graph
 from compress.surgery.surgeon import Surgeon
 from compress.training.optim import groups
 from compress.training.seeds import seed_of
-
-LEAST = 10_000  # the dearest channel is at most so many times the cheapest: what is free must not grow without end
-BALANCING = 50  # steps to the prices of several limits; they settle within a few
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +152,15 @@ class AdeNeL(Method[State]):
         support, score = self.support(lab), lab.score()
         state = replace(state, round=state.round + 1, at=0, scores=self.scores(lab, state.scores))
         state = self.judge(lab, state, support)
-        lab.note("round", round=state.round, loss=trained.loss, val=score.accuracy, support=support, widths=lab.widths)
+        lab.note(
+            "round",
+            round=state.round,
+            loss=trained.loss,
+            val=score.accuracy,
+            support=support,
+            scores=dict(state.scores),
+            widths=lab.widths,
+        )
         return state
 
     def _growing_lr(self, lab: Lab, state: State) -> Callable[[int], float]:
@@ -250,7 +254,7 @@ class AdeNeL(Method[State]):
                 return state
             if fill:  # a budget was given to be used: the layers nearest to tau go on
                 ready = [name for name, share in support.items() if share == max(support.values())]
-        goal = proposal(price, lab.widths, ready, lab.budget, s, state.due, state.scores)
+        goal = proposal(price, lab.widths, ready, lab.budget, s, due=state.due, full=state.full, scores=state.scores)
         whole = self._aligned(goal, lab.widths)
         if ready and not last and lab.budget.holds(price.cost(whole)):
             lab.resize(whole, s.new_columns)
@@ -317,60 +321,6 @@ def judged_weights(graph: Graph, name: str, include_1x1: bool) -> list[str]:
         if dim == 0 and kernel and (include_1x1 or max(kernel) > 1):
             weights.append(tensor)
     return weights
-
-
-def proposal(
-    price: Price,
-    widths: Mapping[str, int],
-    ready: Sequence[str],
-    budget: Budget,
-    settings: Adenel,
-    due: Mapping[str, int],
-    scores: Mapping[str, float],
-) -> dict[str, int]:
-    """The widths that a round asks for, whatever budget and alignment say: the spaces that are ready to grow rise.
-
-    What earlier rounds asked for and did not get is `due`; with grow "score" all amounts are in proportion to a power
-    of the `scores`.
-    """
-    shares = _shares(price, widths, ready, budget) if ready else {}
-    pool = settings.filters * float(np.mean([*shares.values()] or [0.0]))
-    amounts: dict[str, Callable[[str], int]] = {
-        "fixed": lambda name: settings.filters,
-        "ratio": lambda name: max(settings.filters, int(settings.ratio * widths[name]) - widths[name]),
-        "equal_cost": lambda name: max(1, round(pool / shares[name])),
-    }
-    added = amounts[settings.amount]
-    powers = {name: scores[name] ** settings.sharpness if settings.grow == "score" else 1.0 for name in ready}
-    mean = float(np.mean([*powers.values()] or [1.0]))
-    return {**widths, **{n: widths[n] + due.get(n, 0) + max(1, round(added(n) * powers[n] / mean)) for n in ready}}
-
-
-def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budget: Budget) -> dict[str, float]:
-    """What one channel more of each ready space takes of what is left of the budget.
-
-    Of several limits it is a weighted mean, with the weights at which equal shares use up all of them together (or
-    leave out those that cannot be used up): the prices of proportional fairness. Any one limit alone would be spent
-    long before the others.
-    """
-    rows, steps, cost = [price.spaces.index(name) for name in ready], price.steps(widths), price.cost(widths)
-    left = [(*COLUMNS[limit.unit], max(1, limit.limit - cost.of(limit.unit))) for limit in budget.hard]
-    strain = np.stack([steps[rows][:, columns].max(1) * times / rest for columns, times, rest in left], axis=1)
-    strain = np.maximum(strain, strain.max() / LEAST)
-    weights = np.full(len(left), 1 / len(left))
-    for _ in range(BALANCING):
-        used = (strain / (strain @ weights)[:, None]).mean(0)  # of each limit, if every space took one share
-        weights = weights * used / (weights @ used)
-    return dict(zip(ready, (strain @ weights).tolist(), strict=True))
-
-
-def overshoot(price: Price, goal: Mapping[str, int], names: Collection[str], budget: Budget) -> dict[str, int]:
-    """The goal with these widths scaled up until it exceeds the budget: what a landing that fills it starts from."""
-    factor, wider = 1.0, dict(goal)
-    while budget.holds(price.cost(wider)):  # ends: `price` refuses costs that are beyond any limit
-        factor *= 1.2
-        wider = {name: int(width * factor) + 1 if name in names else width for name, width in goal.items()}
-    return wider
 
 
 def up(width: int, align: int) -> int:

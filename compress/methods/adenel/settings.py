@@ -51,10 +51,11 @@ class Adenel(Growing):
     shapes stay as even as the full net's; null: none."""
     rewind: bool = False
     """Draw the weights of the found shape anew before it is tuned."""
-    amount: Literal["fixed", "ratio", "equal_cost"] = "equal_cost"
-    """What a growth adds to a layer: 'filters'; or up to max(width + filters, ratio x width); or as many as take the
-    same share of what is left of the budget, together what 'filters' a layer take, several limits weighted so that they
-    run out together. Equal counts would spend it on early layers."""
+    amount: Literal["fixed", "even", "ratio", "equal_cost"] = "equal_cost"
+    """What a growth adds to a layer: 'filters'; or in proportion to its full width, 'filters' on average, which leads
+    to a narrower full net; or up to max(width + filters, ratio x width); or as many as take the same share of what is
+    left of the budget, together what 'filters' a layer take, several limits weighted so that they run out together.
+    Equal counts would spend it on early layers."""
     filters: Count = 4
     """Filters added to a layer in a growth, see amount; 4 as the published code has it for residual nets."""
     ratio: Annotated[float, Field(gt=1), BeforeValidator(number)] = 1.1
