@@ -29,10 +29,13 @@ from compress.delivery import Finished, Story, check_output, deliver, signer
 from compress.errors import UNWRITABLE, ArtifactError, Interrupted, UsageError
 from compress.export.parts import portable
 from compress.export.report import Lessons, Report, train_cost
+from compress.export.seal import state_file
 from compress.export.verify import verify
+from compress.export.weights import save_weights, tensors_of
 from compress.methods.protocol import Method
 from compress.recipe.file import dump, read
 from compress.recipe.settings import Recipe
+from compress.surgery.structure import Structure
 from compress.surgery.surgeon import Surgeon
 from compress.training import checkpoint
 from compress.training.average import Average
@@ -97,6 +100,7 @@ def run(
         story = tell_story(bench, planned, resumed, shlex.join(command))
         result = work / RESULT
         result.mkdir()
+        _hand_over(bench.kept, work, result)
         finished = Finished(bench.model, recipe, bench.data, bench.whole, story)
         report = deliver(finished, result, lambda: time.monotonic() - started, stoppable)
         sign_folder(result)
@@ -133,6 +137,7 @@ def prepare(recipe: Recipe, device: str, listen: Listener = silent) -> tuple[Ben
 def develop(bench: Bench, methods: Sequence[Method[Any]], work: Path) -> int | None:
     """Steps of each method until it is done, each followed by a checkpoint; the step it resumed from, if it did."""
     saved = checkpoint.load(work)
+    bench.shelve = functools.partial(_shelve, work=work) if bench.recipe.export.states else None
     if saved is None:
         resumed = None
         bench.enter(0)
@@ -154,6 +159,22 @@ def develop(bench: Bench, methods: Sequence[Method[Any]], work: Path) -> int | N
             return resumed
         bench.enter(bench.at + 1)
         state = methods[bench.at].init(bench)
+
+
+def _shelve(bench: Bench, work: Path) -> None:
+    """Keep the network as it is, in a file as model.safetensors is one; one that is there already is the same."""
+    model = bench.recipe.model
+    structure = Structure.read(bench.model, model.factory, model.args, bench.depths)
+    path = work / state_file(bench.step)
+    path.parent.mkdir(exist_ok=True)
+    save_weights(path, structure.to_json(), tensors_of(bench.model))
+
+
+def _hand_over(kept: Mapping[str, float], work: Path, result: Path) -> None:
+    """Copy what was kept on the way into the result; a later --resume would need it again."""
+    for name in map(state_file, map(int, kept)):
+        (result / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(work / name, result / name)
 
 
 def _go_on(bench: Bench, methods: Sequence[Method[Any]], saved: checkpoint.Saved) -> tuple[Any, int]:

@@ -8,14 +8,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress import __version__
+from compress import __version__, options
 from compress.console import say, table, telling
 from compress.errors import ArtifactError, Infeasible, UsageError
 from compress.exits import Commands
@@ -24,80 +24,6 @@ from compress.texts import visible
 
 if TYPE_CHECKING:
     from compress.export.report import Report
-
-
-# ---- options --------------------------------------------------------------------------------------------------------
-
-
-def _pairs(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    if wrong := [text for text, (key, equals, _) in zip(texts, pairs, strict=True) if not (key.strip() and equals)]:
-        raise click.BadParameter(f"{wrong[0]!r} is not KEY=VALUE; write --set train.lr=0.05")
-    return {key: value for key, _, value in pairs}
-
-
-def _numbers(kind: type, like: str) -> Callable[..., tuple[Any, ...] | None]:
-    def read(ctx: click.Context, option: click.Parameter, text: str | None) -> tuple[Any, ...] | None:
-        try:
-            return None if text is None else tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not numbers with commas between them; write {like}") from None
-
-    return read
-
-
-def _arguments(ctx: click.Context, option: click.Parameter, text: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(text)
-    except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise click.BadParameter(f"{text!r} is not a JSON object; write --args '{{\"classes\": 10}}'")
-    return arguments
-
-
-_LIMITS = (
-    "43MFLOPs, 0.58Mparams, 2.4MB, 256KiB@activations, 5ms@onnxruntime-cpu/1, 50%, or several with commas between them"
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-_budget = click.option("--budget", metavar="LIMITS", help=f"Replace the recipe's whole budget: {_LIMITS}.")
-_set = click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=_pairs,
-    help="Set one key of the recipe; again for more.",
-)
-_args = click.option(
-    "--args",
-    metavar="JSON",
-    default="{}",
-    callback=_arguments,
-    help="""Arguments of the factory: '{"classes": 10}'.""",
-)
-_shape = click.option(
-    "--shape",
-    metavar="C,H,W",
-    callback=_numbers(int, "3,32,32"),
-    help="Channels, height and width of an image.  [default: the data's]",
-)
-_mean = click.option(
-    "--mean",
-    metavar="M,..",
-    callback=_numbers(float, "0.49,0.48,0.45"),
-    help="Means of the channels in training, of pixels from 0 to 1.  [default: the data's]",
-)
-_std = click.option(
-    "--std",
-    metavar="S,..",
-    callback=_numbers(float, "0.25,0.24,0.26"),
-    help="Their standard deviations.  [default: the data's]",
-)
-_sign = click.option(
-    "--sign", metavar="KEY", help="A private ed25519 key, by which model.onnx and report.json are signed."
-)
-_new_folder = "Folder to write, which must not exist.  [default: runs/{}, or with the next free number]"
 
 
 def _import_from_here() -> None:
@@ -132,14 +58,14 @@ def main(ctx: click.Context) -> None:
 
 @main.command(short_help="Train, finalize and export what a recipe says.")
 @click.argument("recipe")
-@_budget
-@click.option("--out", help=_new_folder.format("RECIPE"))
+@options.budget
+@click.option("--out", help=options.NEW_FOLDER.format("RECIPE"))
 @click.option("--seed", type=int, metavar="N", help="Replace the recipe's seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@_set
+@options.overrides
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
-@_sign
-@_json
+@options.sign
+@options.as_json
 def run(
     recipe: str,
     budget: str | None,
@@ -171,9 +97,9 @@ def run(
 
 @main.command(short_help="Say what a recipe would do; trains nothing.")
 @click.argument("recipe")
-@_budget
-@_set
-@_json
+@options.budget
+@options.overrides
+@options.as_json
 def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bool) -> int:
     """Say what RECIPE, a file or a name that `compress recipes` lists, would do, in seconds and without training: what
     is free, what is frozen and why, and what the smallest network costs. Ends with 3 where no network can keep the
@@ -198,16 +124,16 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bo
 @main.command(short_help="Finalize, check and export a network from elsewhere.")
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.option("--weights", required=True, help="A .safetensors file, or a state_dict that torch.save wrote.")
-@click.option("--budget", required=True, metavar="LIMITS", help=f"What it must keep: {_LIMITS}.")
+@click.option("--budget", required=True, metavar="LIMITS", help=f"What it must keep: {options.LIMITS}.")
 @click.option("--data", required=True, help="Real images to check it on: digits, an .npz file, or a folder.")
-@_shape
-@_args
-@_mean
-@_std
-@click.option("--out", help=_new_folder.format("FACTORY"))
-@_sign
-@_json
-def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **options: Any) -> int:
+@options.shape
+@options.args
+@options.mean
+@options.std
+@click.option("--out", help=options.NEW_FOLDER.format("FACTORY"))
+@options.sign
+@options.as_json
+def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **given: Any) -> int:
     """Finalize, check and export a network that was compressed elsewhere; its weights may be masked or narrower than
     the factory's.
     """
@@ -215,14 +141,59 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
 
     _import_from_here()
     with telling(quiet=as_json) as listen:
-        result = export_model(factory, weights, budget=budget, data=data, listen=listen, **options)
+        result = export_model(factory, weights, budget=budget, data=data, listen=listen, **given)
     return _say_result(result.folder, result.report, as_json)
+
+
+@main.command(short_help="Fit the network of a finished run to other budgets.")
+@click.argument("folder")
+@click.option("--to", metavar="LIMITS", help="A net for each of these: 10M,20M,30MMACs, or 20%,40%.")
+@click.option("--keep-score", type=float, metavar="S", help="The smallest net with this score in validation: 0.97.")
+@click.option(
+    "--max-drop", callback=options.drop, metavar="D", help="The smallest net with so much less than the run has: 1%."
+)
+@click.option(
+    "--epochs",
+    type=click.FloatRange(0),
+    metavar="N",
+    help="Tuning of each.  [default: a quarter of the run's last stage]",
+)
+@click.option(
+    "--start",
+    type=click.Choice(["end", "nearest"]),
+    default="end",
+    show_default=True,
+    help="What smaller nets begin with: the run's end, or the nearest of that and the states that it kept.",
+)
+@click.option("--out", help=options.NEW_FOLDER.format("NAME-cut"))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@options.overrides
+@click.option("--resume", is_flag=True, help="Go on with what was interrupted.")
+@options.as_json
+def cut(folder: str, as_json: bool, **given: Any) -> int:
+    """Fit the network of the finished run in FOLDER to other budgets, in a few epochs each: it is narrowed or widened,
+    tuned, and written as a run is; a curve shows accuracy against size. Relative paths of its recipe start in the
+    current folder.
+    """
+    from compress._cut import cut as carry_out
+    from compress.outcomes import cut_json, cut_lines
+
+    _import_from_here()
+    with telling(quiet=as_json) as listen:
+        made = carry_out(folder, listen=listen, **given)
+    if as_json:
+        _print_json(cut_json(made))
+    else:
+        _say_verdict(made.code, cut_lines(made))
+    return made.code
 
 
 @main.command(short_help="Check a file or folder against a budget.")
 @click.argument("path")
 @click.option(
-    "--budget", metavar="LIMITS", help=f"What it must keep: {_LIMITS}; or sealed: the limits that it seals as its own."
+    "--budget",
+    metavar="LIMITS",
+    help=f"What it must keep: {options.LIMITS}; or sealed: the limits that it seals as its own.",
 )
 @click.option(
     "--shape",
@@ -232,7 +203,7 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
     help="Count for this shape of an input, batch included; again for more.  [default: the file's, batch 1]",
 )
 @click.option("--signed-by", metavar="KEY", help="A public ed25519 key, by which it must be signed.")
-@_json
+@options.as_json
 def verify(path: str, budget: str | None, shapes: tuple[str, ...], signed_by: str | None, as_json: bool) -> int:
     """Check an .onnx file, a .safetensors file or the output folder of a run against a budget; needs no torch."""
     from compress.export.verify import verify as check
@@ -250,7 +221,7 @@ def verify(path: str, budget: str | None, shapes: tuple[str, ...], signed_by: st
 @main.command(short_help="Print the report of a finished run, or draw it.")
 @click.argument("folder")
 @click.option("--draw", metavar="FILE", help="Draw its history into a new .svg, .png or .pdf file and print nothing.")
-@_json
+@options.as_json
 def report(folder: str, draw: str | None, as_json: bool) -> int:
     """Print the report of a finished run in FOLDER, or draw how the network came to be."""
     if draw and as_json:
@@ -314,7 +285,7 @@ def schema(what: str) -> int:
 
 @main.command(short_help="List the recipes that come with compress, or print one.")
 @click.argument("name", required=False)
-@_json
+@options.as_json
 def recipes(name: str | None, as_json: bool) -> int:
     """List the recipes that come with compress: `compress run NAME` runs one, wherever it is installed. With NAME,
     print that recipe, to be copied into a file and changed.
@@ -337,8 +308,8 @@ def recipes(name: str | None, as_json: bool) -> int:
 
 @main.command(short_help="Write a first recipe from data, and from a model if you have one.")
 @click.argument("names", metavar="[MODULE:FACTORY] DATA", nargs=-1, required=True)
-@click.option("--budget", metavar="LIMITS", help=f"What the network may cost: {_LIMITS}; of a model of yours, 50%.")
-@_args
+@click.option("--budget", metavar="LIMITS", help=f"What the network may cost: {options.LIMITS}; of a model of yours, 50%.")
+@options.args
 @click.option("--size", type=click.IntRange(1), metavar="N", help="Resize a folder's images to N pixels a side.")
 @click.option("--out", default="recipe.yaml", show_default=True, help="File to write, which must not exist.")
 def init(names: tuple[str, ...], budget: str | None, args: dict[str, Any], size: int | None, out: str) -> int:

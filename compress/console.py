@@ -146,7 +146,7 @@ class _Story:
                 self.screen.line(f"warning: {text}", strong=True)
 
     def _begin(self, begun: Begun) -> None:
-        data, base, seed = begun.data, begun.base, begun.seed
+        data, base, seed, self.headed = begun.data, begun.base, begun.seed, False
         self.batch, self.epoch, self.metric = data.batch, data.steps_per_epoch, begun.metric or self.metric
         counts = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
         size = " x ".join(map(str, data.image))

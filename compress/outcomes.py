@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from compress.budget.units import MEMORY, percent, show, show_score, span
 from compress.console import table
+from compress.export.curve import CURVE
 
 if TYPE_CHECKING:
+    from compress._cut import Cut
     from compress._plan import Plan
     from compress.budget.limits import Cost
+    from compress.export.curve import Point
     from compress.export.report import Report, Row, TrainCost
     from compress.reading.graph import Graph
 
@@ -129,6 +132,34 @@ def result_lines(folder: Path, report: "Report") -> list[str]:
         f"files: {', '.join(str(path) for path in sorted(folder.iterdir()))}",
         f"guard it in CI: {shlex.join(['compress', 'verify', str(folder / 'model.onnx'), '--budget', limits])}",
     ]
+
+
+def cut_lines(made: "Cut") -> list[str]:
+    """Say what came of fitting a run's network to other budgets: every size with its scores, and what it cost."""
+    rows = [
+        [one.name, f"{one.size:,}", *(show_score(score, made.metric) for score in (one.val, one.test)), place]
+        for one, place in [(made.end, ""), *((point, _folder(made, point)) for point in made.points)]
+    ]
+    spent = "" if made.spent is None else f", for {percent(made.spent)} of what the run itself cost"
+    return [
+        f"{len(made.reports)} written into {made.folder}{spent}",
+        *table(["network", made.unit, "val", "test", ""], rows, right=(1, 2, 3)),
+        f"accuracy against size: {made.folder / CURVE}",
+    ]
+
+
+def cut_json(made: "Cut") -> dict[str, Any]:
+    """Say the same in plain values."""
+    points = [point._asdict() for point in (made.end, *made.points)]
+    folders = {name: str(made.folder / name) for name in made.reports}
+    shared = {"folder": str(made.folder), "unit": made.unit, "metric": made.metric, "spent": made.spent}
+    return {**shared, "points": points, "folders": folders}
+
+
+def _folder(made: "Cut", point: "Point") -> str:
+    """Where a network is, or that it was only tried."""
+    report = made.reports.get(point.name)
+    return "tried" if report is None else f"{made.folder / point.name}{'' if report.verdict.code == 0 else ' NOT KEPT'}"
 
 
 def _width(graph: "Graph", name: str) -> int:

@@ -17,7 +17,7 @@ from compress.errors import ArtifactError, UsageError
 from compress.export.canonical import fingerprint
 from compress.export.onnx import file as onnx_file
 from compress.export.report import Report, document, judged
-from compress.export.seal import FILES, MODEL, REPORT, SCORES, SEALED, SIGNATURES, facts
+from compress.export.seal import FILES, MODEL, REPORT, SCORES, SEALED, SIGNATURES, STATES, facts, files_in
 from compress.export.verify import Asked, Shapes, Verdict, check_onnx, digest
 from compress.texts import visible
 
@@ -102,7 +102,7 @@ def _file_lies(path: Path, report: Report, topics: Mapping[str, Any], data: byte
     for name in SEALED:
         if files.get(name) != sealed.get(name):
             yield f"{name} is not the file that model.onnx seals"
-    for name in FILES:
+    for name in dict.fromkeys([*FILES, *sorted(files), *files_in(path)]):
         digests = files.get(name)
         if not (path / name).is_file():
             if digests is not None or name == "report.md":
@@ -121,7 +121,10 @@ def _file_lies(path: Path, report: Report, topics: Mapping[str, Any], data: byte
 
 def _beside(path: Path) -> list[str]:
     """Say which files are none of ours: nobody vouches for them, and they change nothing."""
-    others = sorted(visible(one.name) for one in path.iterdir() if one.name not in (*FILES, REPORT, SIGNATURES))
+    ours = {*FILES, *files_in(path), REPORT, SIGNATURES, STATES}
+    paths = [*path.iterdir(), *(path / STATES).glob("*")]
+    names = (one.relative_to(path).as_posix() for one in paths)
+    others = sorted(visible(name) for name in names if name not in ours)
     if not others:
         return []
     more = f" and {len(others) - SHOWN:,} more" if len(others) > SHOWN else ""

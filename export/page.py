@@ -14,7 +14,7 @@ from compress.export.canonical import fingerprint
 from compress.export.parts import Environment, HistoryRow, Preprocessing, SpaceRow
 from compress.export.picture import PICTURE
 from compress.export.report import Report, Row, TimedRow, exactly
-from compress.export.seal import FILES, REPORT
+from compress.export.seal import REPORT, files_in
 from compress.export.verify import digest
 from compress.texts import code, inert, inert_line
 
@@ -46,7 +46,7 @@ def write_report(report: Report, folder: Path | str) -> Report:
     place = Path(folder)
     picture = PICTURE if (place / PICTURE).is_file() else None
     (place / "report.md").write_text(markdown(report, picture), encoding="utf-8")
-    files = {name: digest(place / name) for name in FILES if (place / name).is_file()}
+    files = {name: digest(place / name) for name in files_in(place)}
     report = report.model_copy(update={"files": files})
     own = fingerprint({key: value for key, value in report.plain().items() if key != "digest"})
     report = report.model_copy(update={"digest": own})

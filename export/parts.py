@@ -58,7 +58,8 @@ StrictWhole = Annotated[int, Field(strict=True, ge=0)]
 StrictCount = Annotated[int, Field(strict=True, ge=1)]
 StrictNotNegative = Annotated[float, Field(strict=True, ge=0)]
 Real = Annotated[float, Field(strict=True)]
-Digest = Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+DIGEST = "^[0-9a-f]{64}$"
+Digest = Annotated[str, Field(strict=True, pattern=DIGEST)]
 Cell = Annotated[
     Any,
     AfterValidator(_history_cell),

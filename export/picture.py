@@ -9,7 +9,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +61,20 @@ def draw_history(report: "Report", path: Path | str) -> bool:
 
     Equal reports give equal bytes with one version of matplotlib. Raises UsageError for another suffix.
     """
+    return save(lambda: figure(report), path)
+
+
+def save(draw: Callable[[], "Figure | None"], path: Path | str) -> bool:
+    """Write what is drawn, in our style, into a file; tell whether anything was. Equal figures, equal bytes.
+
+    Raises UsageError for another suffix than .svg, .png and .pdf.
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in METADATA:
         raise UsageError(f"{path}: a picture is an .svg, a .png or a .pdf file; name it so.")
     content = io.BytesIO()
     with _style():
-        drawn = figure(report)
+        drawn = draw()
         if drawn is None:
             return False
         drawn.savefig(content, format=suffix[1:], metadata=METADATA[suffix])

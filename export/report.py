@@ -4,11 +4,12 @@ Accuracies, shares and utilisations are fractions of 1; params, MACs and bytes a
 multiply-accumulate, by thop's total (batch norm and pooling included) or by our MACs, whichever is more.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 from pydantic.json_schema import GenerateJsonSchema
 
@@ -17,6 +18,7 @@ from compress.budget.units import percent, show, show_score, threads
 from compress.errors import ArtifactError
 from compress.export.canonical import LARGEST, read_json
 from compress.export.parts import (
+    DIGEST,
     Costs,
     Dataset,
     Digest,
@@ -36,11 +38,17 @@ from compress.export.parts import (
     Text,
     refusal,
 )
-from compress.export.seal import TIMED
+from compress.export.seal import FILES, STATE, TIMED
 
 SCHEMA_VERSION = 2
 ModelName = Literal["model.onnx", "model.pt2", "model.py", "model.safetensors"]
-FileName = Literal[ModelName, "recipe.yaml", "report.md", "history.svg"]
+_FILE = f"^({'|'.join(map(re.escape, FILES))}|{STATE})$"
+FileName = Annotated[str, Field(strict=True, pattern=_FILE)]
+_DIGESTS = {
+    "type": "object",
+    "propertyNames": {"pattern": _FILE},
+    "additionalProperties": {"type": "string", "pattern": DIGEST},
+}
 UNWRITTEN: Mapping[str, Any] = {"files": {}, "digest": "0" * 64}  # until `page.write_report` fills them in
 Unit = Literal["params", "MACs", "FLOPs", "FLOPs@2", "B", "B@activations"]
 Level = Literal["error", "warn"]
@@ -198,7 +206,7 @@ class Report(Origin):
     resumed_from: StrictWhole | None  # the optimizer step that an interrupted run went on from
     seconds: StrictNotNegative
     notes: Listed[Text]
-    files: dict[FileName, Digest]  # the SHA-256 of every other file of the folder
+    files: Annotated[dict[FileName, Digest], WithJsonSchema(_DIGESTS)]  # the SHA-256 of every other file of the folder
     digest: Digest  # the SHA-256 of all of the above as JSON with sorted keys, without spaces, in ASCII
 
     @classmethod

@@ -21,10 +21,24 @@ from compress.export.canonical import fingerprint
 
 MODEL, REPORT, SIGNATURES = "model.onnx", "report.json", "signatures.json"
 SEALED = ("model.pt2", "model.py", "model.safetensors", "recipe.yaml")  # by model.onnx, those that there are
-FILES = (MODEL, *SEALED, "report.md", "history.svg")  # whose digests report.json holds
+FILES = (MODEL, *SEALED, "report.md", "history.svg")  # whose digests report.json holds, and those of:
+STATES = "states"
+STATE = STATES + r"/(0|[1-9][0-9]{0,18})\.safetensors"  # a network on its way, after so many optimizer steps
 TIMED = "ns@onnxruntime-cpu/[1-9][0-9]{0,2}"  # units of time, as limits and rows have them
 SCORES = ("required", "test", "val")
 ORIGIN = ("code", "data", "drift", "history", "seeds", "spaces", "steps", "train_cost")  # keys of report.json
+
+
+def state_file(step: int) -> str:
+    """Return the name of the file in a run's folder that holds what the network was after so many optimizer steps."""
+    return f"{STATES}/{step}.safetensors"
+
+
+def files_in(folder: Path) -> list[str]:
+    """Return the names of a run's files that lie in a folder, without report.json, which holds their digests."""
+    states = sorted(f"{STATES}/{path.name}" for path in folder.glob(f"{STATES}/*"))
+    names = [*FILES, *(name for name in states if re.fullmatch(STATE, name))]
+    return [name for name in names if (folder / name).is_file()]
 
 
 def facts(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from compress.recipe import file as recipe
 from compress.workplace import claim
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "plan", "export", "verify", "report", "schema", "recipes", "init")
+COMMANDS = ("run", "plan", "export", "cut", "verify", "report", "schema", "recipes", "init")
 TINY = """\
 model:
   factory: ./net.py:make

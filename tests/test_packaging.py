@@ -21,7 +21,7 @@ LAYERS = (
     ("texts", "errors", "packages", "budget", "workplace"),
     ("recipe", "reading", "surgery"),
     ("training", "export", "methods"),
-    ("delivery", "_plan", "console", "outcomes", "_run", "choice", "_init", "_export", "exits", "cli"),
+    ("delivery", "_plan", "console", "_run", "_cut", "outcomes", "choice", "_init", "_export", "exits", "options", "cli"),
 )
 HEIGHT = {name: height for height, name in enumerate(name for row in LAYERS for name in row)}
 WITHOUT_TORCH = (
@@ -32,6 +32,7 @@ WITHOUT_TORCH = (
     "compress.console",
     "compress.outcomes",
     "compress.exits",
+    "compress.options",
     "compress.cli",
     "compress.budget.*",
     "compress.recipe.*",
@@ -49,6 +50,7 @@ WITHOUT_TORCH = (
     "compress.export.page",
     "compress.export.panels",
     "compress.export.picture",
+    "compress.export.curve",
 )
 HEAVY = ("torch", "torchvision", "thop", "matplotlib", "cryptography")
 MOST_LINES = 500
@@ -181,7 +183,7 @@ def test_imports_go_down_only() -> None:
 
 def test_only_what_delivers_runs_or_verifies_imports_export() -> None:
     importers = {layer(name) for name, target in inner_imports() if layer(target) == "export"}
-    assert importers <= {"export", "delivery", "_run", "cli", "outcomes"}  # which shows a report
+    assert importers <= {"export", "delivery", "_run", "_cut", "cli", "outcomes"}  # which shows a report
 
 
 def test_nobody_imports_the_shipped_models_nor_do_they_import_anything_of_ours() -> None:

@@ -21,6 +21,7 @@ METHODS = {
     "autogrow": Entry("autogrow.settings:Autogrow", "autogrow.method:AutoGrow"),
     "l1": Entry("l1.settings:L1", "l1.method:L1Pruning"),
     "lwp": Entry("lwp.settings:Lwp", "lwp.method:LWP"),
+    "refit": Entry("refit.settings:Refit", "refit.method:Refitting"),
     "scratch": Entry("scratch.settings:Scratch", "scratch.method:FromScratch"),
 }
 
@@ -34,6 +35,11 @@ def settings_of(name: str) -> type[Step]:
 def control(like: str) -> dict[str, Any]:
     """What a recipe says for training the shape in the file `like` from newly drawn weights, as its control."""
     return {"name": "scratch", "epochs": 300, "like": like}
+
+
+def another(of: str, start: str, epochs: float) -> dict[str, Any]:
+    """What a recipe says for fitting the network of the finished run in the folder `of` to another budget."""
+    return {"name": "refit", "of": of, "start": start, "tune": {"epochs": epochs}}
 
 
 def part(place: str) -> Any:

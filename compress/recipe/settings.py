@@ -251,6 +251,9 @@ class Export(Keys):
 
     bake_preprocessing: bool = False
     """Put normalisation into the graph; off, so that costs are the net's own. The metadata has it."""
+    states: bool = False
+    """Keep what a growing net was on its way, in states/, a file for each quarter more of the tightest limit, together
+    at most four times the result; off, since nets narrowed from the end are better. See refit's start."""
 
 
 class Recipe(Keys):

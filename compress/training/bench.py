@@ -49,6 +49,7 @@ from compress.training.train import (
 )
 
 T = TypeVar("T")
+APART = 1.25  # how much more of the budget a grown net takes than the one that was kept before it
 
 
 @dataclass
@@ -70,6 +71,9 @@ class Bench:
     average: Average = field(default_factory=lambda: Average(0.0))  # of the weights, within a stage of one shape
     history: list[Note] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)  # what each method that is done spent and gained
+    shelve: Callable[[Bench], None] | None = None  # keeps the network as it is now, on its way to a larger one
+    kept: dict[str, float] = field(default_factory=dict)  # at which steps that was, and what of the budget it took
+    grown: int = 0  # optimizer steps at the last growth
     _stages: dict[tuple[str, ...] | None, tuple[Stage, ...]] = field(default_factory=dict)
 
     # what there is
@@ -258,7 +262,8 @@ class Bench:
 
     def resize(self, widths: Mapping[str, int], columns: Columns = "zero") -> None:
         """Give spaces these widths: the first channels stay as they are, new ones come behind them."""
-        step = self.step
+        step, now = self.step, self.widths
+        self._keep(any(width > now[name] for name, width in widths.items()))
         self.surgeon.resize(
             widths, columns=columns, seed=lambda name: seed_of(self.seed, f"new channels of {name}", step)
         )
@@ -275,6 +280,7 @@ class Bench:
 
         What a model's own new_block makes keeps the numbers that it got there; a copy gets those of `draw`.
         """
+        self._keep(any(len(names) > self._blocks(path) for path, names in depths.items()))
         torch.manual_seed(seed_of(self.seed, "new blocks", self.step))
         new = self.surgeon.arrange(depths, templates)
         if not callable(getattr(self.model, "new_block", None)):
@@ -283,6 +289,18 @@ class Bench:
         self.depths |= {path: tuple(names) for path, names in depths.items()}
         self.place()
         return new
+
+    def _blocks(self, container: str) -> int:
+        return len([*self.model.get_submodule(container).children()])
+
+    def _keep(self, grows: bool) -> None:
+        """Before an edit: where it makes a network larger that was trained at its size, that one is kept."""
+        if grows and self.shelve and self.step > self.grown:
+            used = self.whole.utilisation(self.cost())
+            if used >= APART * max(self.kept.values(), default=0):
+                self.shelve(self)
+                self.kept[str(self.step)] = used
+        self.grown = self.step if grows else self.grown
 
     def cut(self, cuts: Cuts) -> None:
         """Put a network without these connections in the model's place; the method makes a new optimizer for it."""
@@ -347,7 +365,8 @@ class Bench:
     def books(self) -> dict[str, Any]:
         """What a restart must know beside the tensors."""
         shape = {"widths": self.widths, "depths": self.depths, "cuts": dict(cuts_in(self.model))}
-        counts = {"at": self.at, "step": self.step, "spent": self.spent, "taught": self.taught}
+        counts: dict[str, Any] = {"at": self.at, "step": self.step, "spent": self.spent, "taught": self.taught}
+        counts |= {"kept": self.kept, "grown": self.grown}
         return {**shape, **counts, "history": [note.row for note in self.history], "steps": self.steps}
 
     def reopen(self, books: Mapping[str, Any]) -> None:
@@ -364,5 +383,6 @@ class Bench:
             raise UsageError(f"the model is not the one of the interrupted run: {odd[0]} is free in only one of them")
         self.resize(books["widths"])
         self.step, self.spent, self.taught = books["step"], books["spent"], books["taught"]
+        self.kept, self.grown = books["kept"], books["grown"]
         self.history, self.steps = [Note.of_row(row) for row in books["history"]], list(books["steps"])
         self.enter(books["at"])

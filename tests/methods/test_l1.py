@@ -16,9 +16,10 @@ import compress
 from compress._plan import methods_of, plan
 from compress._run import develop, prepare, run
 from compress.errors import ArtifactError, Infeasible, UsageError
-from compress.methods.l1.method import L1Pruning, importance
+from compress.methods.l1.method import L1Pruning
 from compress.reading.graph import read
 from compress.recipe.settings import Recipe
+from compress.surgery.ranking import importance
 from compress.surgery.structure import construct
 from compress.surgery.surgeon import survey
 from compress.training.events import Event, Noted

@@ -15,10 +15,11 @@ from torch import nn
 from compress._plan import methods_of
 from compress._run import prepare
 from compress.errors import Infeasible, UsageError
-from compress.methods.scratch.method import FromScratch, widths_of
+from compress.methods.scratch.method import FromScratch
 from compress.models import densenet, lenet5, resnet_cifar, vgg
 from compress.reading.graph import Graph
 from compress.recipe.settings import Recipe
+from compress.surgery.shapes import widths_of
 from compress.surgery.structure import Structure
 from compress.surgery.surgeon import Surgeon, survey
 from compress.training.bench import Bench

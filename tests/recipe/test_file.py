@@ -101,7 +101,7 @@ def test_numbers_are_read_as_people_write_them(read: Read) -> None:
         ("  tua: 0.5", "small.yaml:5: method.tua: unknown key; did you mean 'tau'?"),
         ("  tune:\n    epoch: 1", "small.yaml:6: method.tune.epoch: unknown key; did you mean 'epochs'?"),
         ("sede: 1", "small.yaml:5: sede: unknown key; did you mean 'seed'?"),
-        ("export: {qqq: 1}", "small.yaml:5: export.qqq: unknown key; the keys here are bake_preprocessing."),
+        ("export: {qqq: 1}", "small.yaml:5: export.qqq: unknown key; the keys here are bake_preprocessing, states."),
         ("<<: {seed: 1}", "small.yaml:5: <<: unknown key; the keys here are model, data,"),
         ("  tau: 1.5", "small.yaml:5: method.tau: expected a number of at most 1, got 1.5."),
         ("  tau: 0", "small.yaml:5: method.tau: expected a number above 0, got 0."),
@@ -155,8 +155,8 @@ def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
     assert refused("model:\n  factory: vgg\n  input: [3, 32]\nmethod: {name: adenal}\nsede: 1\n") == [
         "small.yaml:2: model.factory: expected 'package.module:callable' or './file.py:callable', got 'vgg'.",
         "small.yaml:3: model.input: expected three numbers, [channels, height, width], got [3, 32].",
-        "small.yaml:4: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'scratch', got 'adenal'; did you mean "
-        "'adenel'?",
+        "small.yaml:4: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'refit', 'scratch', got 'adenal'; did "
+        "you mean 'adenel'?",
         "small.yaml:5: sede: unknown key; did you mean 'seed'?",
     ]
     assert refused("seed: 1\nmethod: {}\nmodel: {input: [3, 0, 1]}\ndata: {mean: [0.5, -1, 0.5]}\n") == [
@@ -165,7 +165,7 @@ def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
         "small.yaml:3: model.input: expected whole numbers from 1, as [3, 32, 32] or, for two inputs, "
         "[[3, 8, 8], [10]], got [3, 0, 1].",
         "small.yaml:4: data.mean.1: expected a number of at least 0, got -1.",
-        "small.yaml:2: method.name: missing; write one of adenel, autogrow, l1, lwp, scratch.",
+        "small.yaml:2: method.name: missing; write one of adenel, autogrow, l1, lwp, refit, scratch.",
     ]
 
 
@@ -238,7 +238,7 @@ def test_overrides_come_after_the_file_and_the_budget_last(read: Read) -> None:
         (
             "method.name",
             "adenal",
-            "--set: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'scratch', got 'adenal'",
+            "--set: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'refit', 'scratch', got 'adenal'",
         ),
     ],
 )

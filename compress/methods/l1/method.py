@@ -15,14 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import nn
-
 from compress.budget.landing import land
 from compress.methods.l1.settings import L1
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.reading.graph import Graph
+from compress.surgery.ranking import largest
 from compress.surgery.surgeon import Surgeon
 
 
@@ -99,34 +96,5 @@ class L1Pruning(Method[State]):
         goal = land(
             graph.price, self._least(graph), graph.widths, lab.budget, align=self.around.align, ceiling=graph.widths
         )
-        keep = {}
-        for name, norms in importance(lab.model, graph).items():
-            width = graph.spaces[name].width
-            some = width - (width - goal[name]) // left
-            keep[name] = np.sort(np.argsort(-norms, kind="stable")[:some]).tolist()
-        lab.narrow({name: kept for name, kept in keep.items() if len(kept) < graph.spaces[name].width})
-
-
-def importance(model: nn.Module, graph: Graph) -> dict[str, NDArray[np.float64]]:
-    """For every free space the l1 norms [width] of its channels' filters, summed over the layers that make them.
-
-    Each layer's norms are divided by their mean over the space, so that every layer has one vote.
-    """
-    tensors = dict(model.named_parameters())
-    norms = {}
-    for name in graph.free:
-        space = graph.spaces[name]
-        total = np.zeros(space.width)
-        for tensor, dim in space.producers:
-            if tensor not in tensors:
-                continue
-            weight = tensors[tensor].detach().double().abs()
-            rows = weight.sum([d for d in range(weight.dim()) if d != dim]).cpu().numpy()
-            order = {unit: position for position, unit in enumerate(space.units)}
-            mine = np.zeros(space.width)
-            for row, unit in zip(rows, graph.slots[tensor, dim].units.tolist(), strict=True):
-                if unit in order:
-                    mine[order[unit]] += row
-            total += mine / (mine.mean() or 1.0)
-        norms[name] = total
-    return norms
+        some = {name: width - (width - goal[name]) // left for name, width in graph.widths.items()}
+        lab.narrow(largest(lab.model, graph, some))
