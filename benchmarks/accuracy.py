@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_table import page
 from evidence import machine
 
 from compress._plan import methods_of
@@ -27,7 +28,8 @@ from compress._run import develop, prepare
 from compress.recipe.settings import Recipe
 
 RESULTS = Path(__file__).with_name("results")
-ROWS = RESULTS / "accuracy.jsonl"
+ROWS, PAGE = RESULTS / "accuracy.jsonl", RESULTS / "accuracy.md"
+NOTES = RESULTS / "accuracy.notes"  # what a person has to say of the tables, in front of them
 COST = 2.0e12  # MACs x images, forward
 SHORT = {"factory": "compress.models:short", "args": {"widths": [48, 160, 240]}}
 DATA = {"train": 10_000, "val": 15_000, "crop": 4, "padding": "reflect", "flip": "alternate"}
@@ -61,8 +63,27 @@ def hand(*widths: int) -> dict[str, Any]:
     return {"model": {"factory": "compress.models:short", "args": {"widths": list(widths)}}, "method": HAND}
 
 
+BASE = hand(14, 60, 90)  # just within 10 MFLOPs
+IDEAS: dict[str, dict[str, Any]] = {
+    "scratch": BASE,
+    "SGD": {**BASE, "train": {"optimizer": "sgd"}},
+    "no average of weights": {**BASE, "train": {"ema": 0.0}},
+    "crops padded with black": {**BASE, "data": {"padding": "zero"}},
+    "flips drawn each time": {**BASE, "data": {"flip": True}},
+    "cosine": {**BASE, "method": {**HAND, "schedule": "cosine"}},
+    "no smoothing": {**BASE, "train": {"label_smoothing": 0.0}},
+    "no decay": {**BASE, "train": {"weight_decay": 0.0, "muon_decay": 0.0}},
+    "decay times 3": {**BASE, "train": {"weight_decay": 3e-3, "muon_decay": 0.3}},
+    "batch 64": {**BASE, "train": {"batch": 64, "lr": 0.2, "muon_lr": 0.07, "ema": 0.995}},
+    "cutout 8": {**BASE, "data": {"cutout": 8}},
+    "Muon at half the rate": {**BASE, "train": {"muon_lr": 0.05}},
+    "three convolutions a block": {
+        "model": {"factory": "compress.models:short", "args": {"widths": [13, 51, 77], "convs": 3}},
+        "method": HAND,
+    },
+}
 ARMS: dict[str, dict[str, Any]] = {
-    "scratch": hand(14, 60, 90),
+    **IDEAS,
     "score": {"method": GROWN},
     "all": {"method": {**GROWN, "grow": "all"}},
     "random": {"method": {**GROWN, "grow": "random"}},
@@ -141,6 +162,12 @@ def missing(arms: list[str], seeds: list[int], budget: str) -> Iterator[tuple[st
                 claim.unlink()
 
 
+def written(seeds: list[int]) -> str:
+    """The whole page."""
+    head = "# How accurate a network within a budget becomes, at equal train-cost\n"
+    return "\n".join([head, NOTES.read_text(), page(rows(), list(ARMS), seeds, COST)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="?")
@@ -153,9 +180,8 @@ def main() -> None:
         row = measured(arm, args.data, seed, args.budget)
         with ROWS.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(
-            f"{arm} {seed}: val {row['val']:.4f} test {row['test']:.4f} {row['widths']} {row['seconds']} s", flush=True
-        )
+        print(f"{arm} {seed}: val {row['val']:.4f} test {row['test']:.4f} {row['seconds']} s", flush=True)
+    PAGE.write_text(written(args.seeds))
 
 
 if __name__ == "__main__":

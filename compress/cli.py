@@ -308,7 +308,9 @@ def recipes(name: str | None, as_json: bool) -> int:
 
 @main.command(short_help="Write a first recipe from data, and from a model if you have one.")
 @click.argument("names", metavar="[MODULE:FACTORY] DATA", nargs=-1, required=True)
-@click.option("--budget", metavar="LIMITS", help=f"What the network may cost: {options.LIMITS}; of a model of yours, 50%.")
+@click.option(
+    "--budget", metavar="LIMITS", help=f"What the network may cost: {options.LIMITS}; of a model of yours, 50%."
+)
 @options.args
 @click.option("--size", type=click.IntRange(1), metavar="N", help="Resize a folder's images to N pixels a side.")
 @click.option("--out", default="recipe.yaml", show_default=True, help="File to write, which must not exist.")

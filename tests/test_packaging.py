@@ -21,7 +21,20 @@ LAYERS = (
     ("texts", "errors", "packages", "budget", "workplace"),
     ("recipe", "reading", "surgery"),
     ("training", "export", "methods"),
-    ("delivery", "_plan", "console", "_run", "_cut", "outcomes", "choice", "_init", "_export", "exits", "options", "cli"),
+    (
+        "delivery",
+        "_plan",
+        "console",
+        "_run",
+        "_cut",
+        "outcomes",
+        "choice",
+        "_init",
+        "_export",
+        "exits",
+        "options",
+        "cli",
+    ),
 )
 HEIGHT = {name: height for height, name in enumerate(name for row in LAYERS for name in row)}
 WITHOUT_TORCH = (
