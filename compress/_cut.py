@@ -47,9 +47,7 @@ class Cut:
     end: Point  # the run's own network
     points: tuple[Point, ...]  # in the order in which they were made
     reports: Mapping[str, Report]  # of those that were written, by the name of their folder
-    spent: (
-        float | None
-    )  # by them all, tried or written, over what the run itself had spent; None where nobody knows that
+    spent: float | None  # by them all, tried or written, over what the run itself had; None where nobody knows that
 
     @property
     def code(self) -> int:
@@ -237,9 +235,10 @@ def _refitting(source: Path, overrides: Mapping[str, str], start: str, epochs: f
     values: dict[str, Any] = {"method": another(str(source), start, tuning), "steps": None}
     values["export"] = recipe.export.model_dump() | {"states": False}
     values["model"] = recipe.model.model_dump(mode="json") | {"weights": None}
+    train: dict[str, Any] = {"cost": None}  # that was the whole run's
     if (teacher := recipe.train.teacher) and teacher.factory is None and teacher.weights is None:  # the full net
-        taught = teacher.model_copy(update={"weights": recipe.model.weights})
-        values["train"] = recipe.train.model_copy(update={"teacher": taught}).model_dump(mode="json")
+        train["teacher"] = teacher.model_copy(update={"weights": recipe.model.weights})
+    values["train"] = recipe.train.model_copy(update=train).model_dump(mode="json")
     return _changed(recipe.placed(Path.cwd()), values)
 
 

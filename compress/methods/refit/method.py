@@ -148,18 +148,18 @@ class Refitting(Method[State]):
 
     def step(self, lab: Lab, state: State) -> State:
         """Train up to the next checkpoint."""
-        return State(lab.stretch("tune", self.settings.tune, state.at, self._total(lab)))
+        return State(lab.stretch("tune", self.settings.tune, state.at, self._total(lab, state)))
 
     def done(self, lab: Lab, state: State) -> str | None:
         """Why the run is over."""
-        return "the network is fitted and tuned" if state.at >= self._total(lab) else None
+        return "the network is fitted and tuned" if state.at >= self._total(lab, state) else None
 
     def load(self, fields: Mapping[str, Any]) -> State:
         """The state whose fields these are."""
         return State(**fields)
 
-    def _total(self, lab: Lab) -> int:
-        return round(self.settings.tune.epochs * lab.epoch)
+    def _total(self, lab: Lab, state: State) -> int:
+        return lab.last(self.settings.tune.epochs, state.at)
 
 
 def beyond(price: Price, widths: Mapping[str, int], budget: Budget) -> dict[str, int]:
