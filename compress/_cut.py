@@ -229,7 +229,7 @@ def _sound(source: Path) -> Report:
 
 def _refitting(source: Path, overrides: Mapping[str, str], start: str, epochs: float | None) -> Recipe:
     """The run's recipe, with its methods replaced by refitting."""
-    recipe = read(source / "recipe.yaml", overrides)
+    recipe = read(source / "recipe.yaml", overrides, root=Path.cwd())
     known = recipe.methods[-1].last_epochs
     tuning = epochs if epochs is not None else max(1.0, known / SHARE) if known else USUAL
     values: dict[str, Any] = {"method": another(str(source), start, tuning), "steps": None}
@@ -239,7 +239,7 @@ def _refitting(source: Path, overrides: Mapping[str, str], start: str, epochs: f
     if (teacher := recipe.train.teacher) and teacher.factory is None and teacher.weights is None:  # the full net
         train["teacher"] = teacher.model_copy(update={"weights": recipe.model.weights})
     values["train"] = recipe.train.model_copy(update=train).model_dump(mode="json")
-    return _changed(recipe.placed(Path.cwd()), values)
+    return _changed(recipe, values)
 
 
 def _changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

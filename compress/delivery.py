@@ -24,6 +24,7 @@ from compress.reading.graph import Graph
 from compress.reading.inputs import arguments, each
 from compress.reading.measure import unseen
 from compress.recipe import file as recipes
+from compress.recipe.paths import own_files
 from compress.recipe.settings import Recipe
 from compress.surgery.finalize import Compact, finalize
 from compress.surgery.stages import Depths
@@ -246,7 +247,7 @@ def _code(recipe: Recipe) -> dict[str, str]:
 
     One that was in use may be gone by now.
     """
-    named = recipes.own_files(recipe).items()
+    named = own_files(recipe).items()
     paths = {name: path / artifact.WEIGHTS if path.is_dir() else path for name, path in named}
     return {portable(name): digest(path) for name, path in paths.items() if path.is_file()}
 

@@ -257,7 +257,7 @@ def test_a_run_that_was_edited_is_not_gone_on_from(shop: Path) -> None:
 
 
 def test_the_command_prints_a_table_or_json(shop: Path) -> None:
-    line = ["cut", "old", "--to", "30kMACs", "--epochs", "0", "--out", "out"]
+    line = ["cut", "old", "--to", "30kMACs", "--epochs", "0", "--out", "out", "--set", "train.teacher.weights=old"]
     shown = CliRunner().invoke(main, line)
     assert shown.exit_code == 0, shown.stderr
     head, *rows = shown.stdout.splitlines()
@@ -266,6 +266,9 @@ def test_the_command_prints_a_table_or_json(shop: Path) -> None:
     assert rows[1].startswith("the run ")
     assert rows[2].split()[0] == "30kMACs"
     assert rows[2].endswith("out/30kMACs")
+    with_teacher = read("out/30kMACs/recipe.yaml")  # whose paths start where the command ran, as those of --set do
+    assert with_teacher.train.teacher is not None
+    assert (with_teacher.train.teacher.weights, with_teacher.methods[0].model_dump()["of"]) == ("old", "old")
     again = CliRunner().invoke(main, [*line, "--json", "--resume"])
     told = json.loads(again.stdout)
     assert [point["name"] for point in told["points"]] == ["the run", "30kMACs"]

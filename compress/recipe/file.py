@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, core_schema
 
@@ -21,29 +21,30 @@ from compress.errors import UsageError
 from compress.methods import METHODS
 from compress.recipe import shipped
 from compress.recipe.keys import Duration
+from compress.recipe.paths import CODE, PATHS, KeyPath, from_here, portable_path, with_path
 from compress.recipe.settings import OWN, Recipe
 
-KeyPath = tuple[str, ...]
-# Keys that hold a path, and those of an import path, which may name a file; "method" stands for each of "steps".
-WEIGHTS: set[KeyPath] = {("model", "weights"), ("train", "teacher", "weights")}
-PATHS: set[KeyPath] = {*WEIGHTS, ("data", "path"), ("method", "like"), ("method", "of")}
-CODE: set[KeyPath] = {("model", "factory"), ("train", "teacher", "factory"), ("method", "name")}
-CODE |= {("train", key) for key in ("loss", "metric", "step")}
 _SHORT = {("data", "npz"): "npz", ("data", "folder"): "folder"}  # --set data.npz=FILE: the source and its path in one
 _NOTHING = ("", "~", "null")
 _LARGEST = 2**20  # bytes; a recipe is a page, so anything longer is another file
 
 
-def read(path: str | Path, overrides: Mapping[str, str] | None = None, budget: str | None = None) -> Recipe:
+def read(
+    path: str | Path,
+    overrides: Mapping[str, str] | None = None,
+    budget: str | None = None,
+    root: Path | None = None,
+) -> Recipe:
     """Read the recipe at `path`, then `overrides` (dotted key -> YAML text), then a `budget` that replaces its own.
 
     Where no file is at `path`, it may be the name of a recipe that comes with the package: "quickstart".
-    Paths in the file start at its folder, which the recipe keeps; paths in `overrides` start where the process runs.
+    Paths in the file start at its folder, or at `root`, which the recipe keeps; those in `overrides` start where the
+    process runs.
     Raises UsageError with a line for each mistake: where, key, what is wrong, the value, what to write.
     """
     path = shipped.path_of(path)
     values, places = _load(str(path))
-    folder = Path(os.path.abspath(path)).parent
+    folder = Path(os.path.abspath(path)).parent if root is None else root
     for key, text in (overrides or {}).items():
         _override(values, places, key, text, folder)
     if budget is not None:
@@ -69,21 +70,8 @@ def dump(recipe: Recipe) -> str:
     for name, table in [*sections, *((("method",), step) for step in values["steps"] or ())]:
         for key in table or ():
             if isinstance(table[key], str):
-                table[key] = _with_path(table[key], (*name, key), lambda path: _portable(path, recipe.folder))
+                table[key] = with_path(table[key], (*name, key), lambda path: portable_path(path, recipe.folder))
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def own_files(recipe: Recipe) -> dict[str, Path]:
-    """Return the user's own files of code and weights that a recipe names, as it says them: "./net.py:make", "w.pt"."""
-    sections: list[tuple[KeyPath, BaseModel | None]] = [(("model",), recipe.model), (("train",), recipe.train)]
-    sections += [(("train", "teacher"), recipe.train.teacher), *((("method",), step) for step in recipe.methods)]
-    said = [
-        ((*name, key), getattr(table, key)) for name, table in sections if table for key in type(table).model_fields
-    ]
-    texts = [(keys, text) for keys, text in said if text is not None and keys in CODE | WEIGHTS]
-    files = {text: text if keys in WEIGHTS else text.rpartition(":")[0] for keys, text in texts}
-    own = {text: file for text, file in files.items() if file == text or file.endswith(".py")}
-    return {text: recipe.folder / Path(file).expanduser() for text, file in own.items()}
 
 
 def schema() -> dict[str, Any]:
@@ -254,7 +242,7 @@ def _override(values: dict[str, Any], places: dict[KeyPath, str], key: str, text
     value: Any = text
     key_of = ("method", *keys[2:]) if keys[0] == "steps" else keys
     if key_of in PATHS | CODE:
-        value = _with_path(text, key_of, lambda path: _from_here(path, folder)) if text not in _NOTHING else None
+        value = with_path(text, key_of, lambda path: from_here(path, folder)) if text not in _NOTHING else None
     else:
         value = _parse(text, f"--set {key}", None)
     here: Any = values
@@ -285,27 +273,6 @@ def _place(places: dict[KeyPath, str], keys: KeyPath, place: str) -> None:
     for below in [known for known in places if known[: len(keys)] == keys]:
         del places[below]  # what stood there before is replaced
     places[keys] = place
-
-
-def _with_path(text: str, keys: KeyPath, change: Callable[[str], str]) -> str:
-    """Change the path in a value, if there is one: all of it, or of an import path the file, as in "./net.py:make"."""
-    if keys in PATHS:
-        return change(text)
-    file, _, name = text.rpartition(":")
-    return f"{change(file)}:{name}" if keys in CODE and file.endswith(".py") else text
-
-
-def _from_here(text: str, folder: Path) -> str:
-    """Say a path that was typed where the process runs as the recipe in `folder` would say it."""
-    path = Path(os.path.abspath(Path(text).expanduser()))
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
-
-
-def _portable(text: str, folder: Path) -> str:
-    path = Path(text)
-    if not path.is_absolute():
-        return text
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def _sentence(error: ErrorDetails, values: Any, places: dict[KeyPath, str]) -> str:

@@ -25,6 +25,7 @@ from compress.export.verify import verify
 from compress.models import vgg
 from compress.outcomes import result_lines
 from compress.recipe import file as recipes
+from compress.recipe.paths import own_files
 from compress.recipe.settings import Recipe
 from compress.training import data
 from compress.training.bench import Bench
@@ -191,7 +192,7 @@ def test_the_network_of_a_finished_run_teaches_at_the_widths_that_it_has(finishe
     assert lab.teacher is not None
     assert torch.equal(lab.teacher.hints(x, len(y)), compress.load(finished.out)(x))
     assert lab.teacher.macs == finished.report["cost"]["macs"]
-    names = recipes.own_files(recipe({"weights": "taught"}).placed(shop))
+    names = own_files(recipe({"weights": "taught"}).placed(shop))
     assert names == {"taught": shop / "taught"}
 
 
