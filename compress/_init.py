@@ -94,12 +94,12 @@ def init(
     draft = _Draft(_from_recipe(factory, folder, target), given, source, limits, facts, _normalised(model), choice)
     planned = draw_up(_read(draft.text(target), target), model, facts.shape)
     planned.refuse()
-    for width in SEED_WIDTHS:
+    for width in [choice.seed] if choice else SEED_WIDTHS:
         text = draft.text(target, width)
         if planned.budget.utilisation(draw_up(_read(text, target), model, facts.shape).seed) <= 0.5:
             break
     _write(target, text)
-    return First(planned, choice.why(width) if choice else ())
+    return First(planned, choice.reasons if choice else ())
 
 
 def facts_of(source: Mapping[str, Any]) -> Facts:
@@ -168,14 +168,14 @@ class _Draft:
 
     def text(self, target: Path, seed_width: int = SEED_WIDTHS[-1]) -> str:
         """The recipe as YAML, the comments in one column."""
-        lines = [*self._model(target, seed_width), *self._data(target), *self._training(seed_width)]
+        lines = [*self._model(target), *self._data(target), *self._training(seed_width)]
         column = max(len(line) for line, comment in lines if comment and len(line) <= WIDEST) + 2
         return "".join(f"{line.ljust(column - 1)} # {comment}\n" if comment else f"{line}\n" for line, comment in lines)
 
-    def _model(self, target: Path, seed_width: int) -> Iterator[Commented]:
+    def _model(self, target: Path) -> Iterator[Commented]:
         yield f"# A first recipe for {self.factory}, written by `compress init`.", ""
         if self.choice:
-            yield from ((f"#   {reason}", "") for reason in self.choice.why(seed_width))
+            yield from ((f"#   {reason}", "") for reason in self.choice.reasons)
         yield f"#   compress plan {target.name}    what it would do, in seconds", ""
         yield f"#   compress run {target.name}     do it", ""
         yield "# `compress schema` lists the keys that are left out here, with their defaults.", ""
@@ -224,9 +224,10 @@ class _Draft:
         yield "  tau: 0.8", "a layer grows when this fraction of its filters is in the support"
         if self.choice:
             yield (
-                f"  filters: {self.choice.filters(seed_width)}",
-                "of a layer and growth, about ten of which fill the budget",
+                f"  filters: {self.choice.filters}",
+                "added to a layer in a growth, on average; about five fill the budget",
             )
+            yield "  amount: even", "in proportion to the full net's widths; else cheap layers become too wide"
         yield "  tune:", "training of the final shape"
         if self.choice:
             yield from self.choice.tune

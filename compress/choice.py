@@ -5,6 +5,7 @@ The numbers come from what was measured: nets of these widths from scratch, on 9
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
-from compress.budget.limits import Budget, Cost
+from compress.budget.limits import Budget
 from compress.errors import UsageError
 from compress.packages import demand
-from compress.reading.graph import read
+from compress.reading.graph import Graph, read
 from compress.surgery.structure import construct
 from compress.training.sources import SUFFIXES
 
@@ -24,16 +25,17 @@ Commented = tuple[str, str]  # a line of a recipe, and the comment behind it
 LARGEST = 64  # pixels a side that the short backbone is for
 LEFT = 3  # pixels a side that its blocks leave
 LATER = 3.4  # widths of its later blocks, of the first one's: 40-136-136 within 43 MFLOPs was the best known
-ROOM = 2  # times the widths that just keep the budget are those of the full net: about four times the cost
+BEGIN = 0.8  # of the budget, that the seed takes at most: nearly the best known shape; growing decides about the rest
 WIDEST = 1024  # filters of a first block: where the budget does not say how wide
 
 SEEN = 2_200_000  # training images, each time that one is seen: CIFAR-10's 45,000 in 49 epochs
 COST = 1e14  # MACs x images, an hour on two cores that compute in bf16 ...
 SPEED, STEP = 3e10, 0.005  # ... of so many a second, and seconds that a step takes beside
 FEWEST, MOST = 10, 100  # epochs
+RATE, PEAK = 0.1, {"short": 0.25, "preact": 0.2}  # learning rates for batches of 128: while growing, and at the end
 TUNING = 600  # optimizer steps that even a small data set deserves at the end
 LONG = 40  # epochs from which on cutout pays
-GROWTHS = 10  # until the budget is filled, about
+GROWTHS = 5  # until the budget is filled, about
 LOOKED_AT = 64  # images of a folder
 MIRRORED = 32  # pixels a side from which on colour images are taken for photographs
 
@@ -66,16 +68,12 @@ class Choice:
 
     factory: str
     args: dict[str, Any]  # of the factory, beside those that follow from the data
-    filters: Callable[[int], int]  # added to a layer in a growth, of the widths that it starts from
+    seed: int  # filters of a layer at the start, where the full net has so many
+    filters: int  # added to each layer in a growth
     data: tuple[Commented, ...]  # lines of the recipe
     train: tuple[Commented, ...]
     tune: tuple[Commented, ...]
     reasons: tuple[str, ...]
-
-    def why(self, seed: int) -> tuple[str, ...]:
-        """One line for each choice, where growing starts from so many filters a layer."""
-        more = f"seed of {seed} filters a layer: every growth adds {self.filters(seed)} to each of those that grow, so "
-        return (*self.reasons, f"{more}that about {GROWTHS} fill the budget")
 
 
 def choose(facts: Facts, budget: str | None) -> Choice:
@@ -93,28 +91,30 @@ def choose(facts: Facts, budget: str | None) -> Choice:
     if side < 4:
         raise UsageError(f"{facts.source}: images of {side} px are too small to choose for; name a factory.")
     factory = f"compress.models:{what}"
-    width, cost = _fitting(factory, lambda first: make(facts, first), facts.image, limits)
-    args = make(facts, ROOM * width)
-    epochs, span = _epochs(facts, cost.macs)
+    args, graph = _fitting(factory, lambda first: make(facts, first), facts.image, limits)
+    seed, filters = _growth(graph, limits)
+    macs = graph.price.cost(graph.widths).macs
+    epochs, span = _epochs(facts, macs)
     crop, mirrored = side // 8, facts.image[0] == 3 and side >= MIRRORED and facts.source != "svhn"
     cutout = side // 4 if mirrored and epochs >= LONG else 0
-    fitting = make(facts, width)["widths"]
-    widths = "-".join(map(str, args["widths"]))
-    reasons = (
-        f"{what}: {_why(facts, args)}",
-        f"full net of {widths}: twice as wide as what just keeps the budget, for room to grow",
-        f"{epochs} epochs of the final shape: {span}; train-cost about {cost.macs * facts.train * epochs:.1e} MACs x "
-        f"images, {_time(epochs * (cost.macs * facts.train / SPEED + STEP * facts.epoch))} on two cores with bf16",
-        f"variation: {_variation(crop, cutout, mirrored)}",
-    )
+    seconds = epochs * (macs * facts.train / SPEED + STEP * facts.epoch)
     return Choice(
         factory=factory,
         args=args,
-        filters=lambda seed: max(1, round((sum(fitting) / len(fitting) - seed) / GROWTHS)),
+        seed=seed,
+        filters=filters,
         data=tuple(_varied(crop, cutout, mirrored)),
-        train=tuple(_train(facts, what, epochs * facts.epoch)),
-        tune=_tune(epochs),
-        reasons=reasons,
+        train=tuple(_train(facts, epochs * facts.epoch)),
+        tune=_tune(epochs, PEAK[what] * facts.batch / 128),
+        reasons=(
+            f"{what}: {_why(facts, args)}",
+            f"full net of {'-'.join(map(str, args['widths']))}: the widest of these proportions that keeps the budget",
+            f"seed of up to {seed} filters a layer: {BEGIN:.0%} of the budget or less; a growth adds {filters} to "
+            f"each, on average, so that about {GROWTHS} fill it",
+            f"{epochs} epochs of the final shape: {span}; train-cost about {macs * facts.train * epochs:.1e} MACs x "
+            f"images, {_time(seconds)} on two cores with bf16",
+            f"variation: {_variation(crop, cutout, mirrored)}",
+        ),
     )
 
 
@@ -160,21 +160,35 @@ def _why(facts: Facts, args: dict[str, Any]) -> str:
 
 
 def _fitting(
-    factory: str, args: Callable[[int], dict[str, Any]], image: tuple[int, ...], limits: Budget
-) -> tuple[int, Cost]:
-    """The widest first layer that keeps the limits, and what such a net costs; 1 where none does."""
+    factory: str, make: Callable[[int], dict[str, Any]], image: tuple[int, ...], limits: Budget
+) -> tuple[dict[str, Any], Graph]:
+    """The arguments of the widest net that keeps the limits, and its channels; of the narrowest where none does."""
 
-    def cost(first: int) -> Cost:
-        graph = read(construct(factory, args(first)), image, lessons=False)
-        return graph.price.cost(graph.widths)
+    def graph(first: int) -> Graph:
+        return read(construct(factory, make(first)), image, lessons=False)
+
+    def holds(first: int) -> bool:
+        made = graph(first)
+        return limits.holds(made.price.cost(made.widths))
 
     low, high = 1, 2
-    while high < WIDEST and limits.holds(cost(high)):
+    while high < WIDEST and holds(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if limits.holds(cost(middle)) else (low, middle)
-    return low, cost(low)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return make(low), graph(low)
+
+
+def _growth(graph: Graph, limits: Budget) -> tuple[int, int]:
+    """The most filters a layer at which the net takes `BEGIN` of the limits, and how many a growth adds to each."""
+
+    def share(most: int) -> float:
+        return limits.utilisation(graph.price.cost({name: min(full, most) for name, full in graph.widths.items()}))
+
+    seed = bisect_right(range(1, max(graph.widths.values()) + 1), BEGIN, key=share) or 1
+    lacking = [full - min(full, seed) for full in graph.widths.values()]
+    return seed, max(1, round(sum(lacking) / len(lacking) / GROWTHS))
 
 
 # ---- how it is trained ----------------------------------------------------------------------------------------------
@@ -206,12 +220,11 @@ def _varied(crop: int, cutout: int, mirrored: bool) -> list[Commented]:
     )
 
 
-def _train(facts: Facts, what: str, steps: int) -> list[Commented]:
-    rate = (0.25 if what == "short" else 0.1) * facts.batch / 128
+def _train(facts: Facts, steps: int) -> list[Commented]:
     ema = next(decay for decay, least in ((0.998, 5000), (0.99, 1000), (0.9, 0)) if steps >= least)
     return [
         (f"  batch: {facts.batch}", f"images a step; {facts.epoch:,} steps an epoch"),
-        (f"  lr: {rate:g}", "peak learning rate of SGD, in proportion to the batch"),
+        (f"  lr: {RATE * facts.batch / 128:g}", "learning rate of SGD while growing, in proportion to the batch"),
         ("  momentum: 0.9", "of SGD, a fraction below 1"),
         ("  nesterov: true", "its better kind"),
         ("  weight_decay: 5.0e-4", "L2 decay a step, of weights only"),
@@ -220,9 +233,10 @@ def _train(facts: Facts, what: str, steps: int) -> list[Commented]:
     ]
 
 
-def _tune(epochs: int) -> tuple[Commented, ...]:
+def _tune(epochs: int, peak: float) -> tuple[Commented, ...]:
     return (
         (f"    epochs: {epochs}", "passes over the training images; more is better"),
+        (f"    lr: {peak:g}", "peak learning rate, likewise"),
         ("    schedule: linear", "fall of the learning rate, down to zero"),
         ("    warmup: 0.15", "share of these epochs in which it rises"),
     )

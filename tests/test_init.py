@@ -72,7 +72,7 @@ def test_images_and_a_budget_are_enough_for_a_recipe_that_says_why() -> None:
     done = call("digits", "--budget", "60kMACs, 9kparams", "--out", "my.yaml")
     assert (done.exit_code, done.stderr) == (0, "")
     reasons = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ")]
-    assert [reason.split()[0] for reason in reasons] == ["short:", "full", "100", "variation:", "seed"]
+    assert [reason.split()[0] for reason in reasons] == ["short:", "full", "seed", "100", "variation:"]
     text = Path("my.yaml").read_text()
     assert all(f"#   {reason}\n" in text for reason in reasons)
     lines = [line for line in text.splitlines() if line and line[0] != "#"]
@@ -82,8 +82,8 @@ def test_images_and_a_budget_are_enough_for_a_recipe_that_says_why() -> None:
     assert said.budget == "60kMACs, 9kparams"
     planned = compress.plan("my.yaml")
     assert planned.feasible
-    assert planned.budget.utilisation(planned.seed) <= 0.5
-    assert 2 < planned.budget.utilisation(planned.base) < 6  # a few times the budget
+    assert 0.7 < planned.budget.utilisation(planned.seed) <= 0.8
+    assert 0.8 < planned.budget.utilisation(planned.base) <= 1
 
 
 def test_a_folder_of_images_and_two_commands_give_a_net() -> None:
@@ -103,7 +103,7 @@ def test_a_folder_of_images_and_two_commands_give_a_net() -> None:
 def test_a_known_set_needs_no_images_to_be_there() -> None:
     init(None, "cifar10", "43MFLOPs, 0.58Mparams")
     said = recipe.read("recipe.yaml")
-    assert said.model.args == {"widths": [80, 272, 272], "size": 32, "classes": 10, "in_channels": 3}
+    assert said.model.args == {"widths": [40, 136, 136], "size": 32, "classes": 10, "in_channels": 3}
     assert (said.data.source, said.data.download, said.data.flip, said.data.cutout) == ("cifar10", True, "alternate", 8)
     assert compress.plan("recipe.yaml").feasible
 
