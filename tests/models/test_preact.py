@@ -8,7 +8,7 @@ from compress.models import preact
 from compress.models.preact import Gate
 from compress.reading.measure import measure
 from compress.surgery.stages import find, last_norm
-from compress.training.optim import draw
+from compress.training.draw import draw
 
 
 def params_and_macs(side: int, channels: int, depths: list[int], widths: list[int], squeeze: int) -> tuple[int, int]:
