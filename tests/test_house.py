@@ -40,7 +40,6 @@ ABOUT = {
     "tests/reading/test_both_ways.py": "networks read by the graph and by LWP's side",
     "tests/test_inputs.py": "networks of several inputs, through the whole house",
     "tests/test_packaging.py": "folders, imports and layers",
-    "tests/methods/test_amounts.py": "how much AdeNeL grows, which is part of its method",
     "tests/methods/test_steps.py": "several methods, one after the other",
     "tests/models/test_models.py": "all factories",
     "tests/reading/test_coverage.py": "what networks are built from",
