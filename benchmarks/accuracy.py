@@ -68,6 +68,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "scratch": BASE,
     "SGD": {**BASE, "train": {"optimizer": "sgd"}},
     "no average of weights": {**BASE, "train": {"ema": 0.0}},
+    "average over more steps": {**BASE, "train": {"ema": 0.998}},
     "crops padded with black": {**BASE, "data": {"padding": "zero"}},
     "flips drawn each time": {**BASE, "data": {"flip": True}},
     "cosine": {**BASE, "method": {**HAND, "schedule": "cosine"}},

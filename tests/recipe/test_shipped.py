@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from compress.cli import main
@@ -130,3 +131,11 @@ def test_a_recipe_whose_first_line_is_no_comment_has_no_summary(tmp_path: Path) 
     assert shipped.Shipped("own", Path("own.yaml")).summary.startswith("From a wide little VGG")
     Path("own.yaml").write_text(OTHER)
     assert shipped.Shipped("own", Path("own.yaml")).summary == ""
+
+
+def test_a_shipped_recipe_says_all_that_its_result_depends_on_and_leaves_no_default_to_change_it() -> None:
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        said = yaml.safe_load(path.read_text())
+        keys = {"optimizer", "lr", "momentum", "nesterov", "weight_decay", "ema", "label_smoothing", "batch"}
+        assert keys <= said["train"].keys(), path.name
+        assert "padding" in said["data"] or not said["data"].get("crop"), path.name
