@@ -6,7 +6,7 @@ convolution is nearly free in parameters). So all widths move together first, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,3 +195,17 @@ def _replace(search: _Search) -> bool:
     search.move(b, -int(down[a, b]))
     search.move(a, int(up[a]))
     return True
+
+
+def beyond(
+    price: Price, widths: Mapping[str, int], budget: Budget, names: Collection[str] | None = None
+) -> dict[str, int]:
+    """These widths, those of `names` (all if None) scaled up by one factor until they exceed the budget.
+
+    It is what a landing that fills the budget starts from.
+    """
+    factor, wider = 1.0, dict(widths)
+    while budget.holds(price.cost(wider)):  # ends: `price` refuses costs that are beyond any limit
+        factor *= 1.2
+        wider = {n: int(w * factor) + 1 if names is None or n in names else w for n, w in widths.items()}
+    return wider

@@ -6,9 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress.budget.landing import beyond
 from compress.budget.limits import Budget
 from compress.budget.price import Price, Term
-from compress.methods.adenel.amounts import overshoot, proposal
+from compress.methods.adenel.amounts import proposal
 from compress.methods.adenel.settings import Adenel
 
 
@@ -71,7 +72,7 @@ def test_amounts_are_the_naive_formulas(
         if scored:
             added *= scores[name] ** 3 / (sum(scores[n] ** 3 for n in ready) / len(ready))
         assert abs(goal[name] - width - due.get(name, 0) - max(1, added)) <= 0.5 + 1e-9
-    wider = overshoot(price, goal, ready, budget)
+    wider = beyond(price, goal, budget, ready)
     assert budget.utilisation(price.cost(wider)) > 1
     assert all(wider[name] >= goal[name] if name in ready else wider[name] == goal[name] for name in widths)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -60,12 +60,3 @@ def _shares(price: Price, widths: Mapping[str, int], ready: Sequence[str], budge
         used = (strain / (strain @ weights)[:, None]).mean(0)  # of each limit, if every space took one share
         weights = weights * used / (weights @ used)
     return dict(zip(ready, (strain @ weights).tolist(), strict=True))
-
-
-def overshoot(price: Price, goal: Mapping[str, int], names: Collection[str], budget: Budget) -> dict[str, int]:
-    """The goal with these widths scaled up until it exceeds the budget: what a landing that fills it starts from."""
-    factor, wider = 1.0, dict(goal)
-    while budget.holds(price.cost(wider)):  # ends: `price` refuses costs that are beyond any limit
-        factor *= 1.2
-        wider = {name: int(width * factor) + 1 if name in names else width for name, width in goal.items()}
-    return wider

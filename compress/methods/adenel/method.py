@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.budget.landing import land
+from compress.budget.landing import beyond, land
 from compress.errors import UsageError
-from compress.methods.adenel.amounts import overshoot, proposal
+from compress.methods.adenel.amounts import proposal
 from compress.methods.adenel.diiss import DIISS, thresholds
 from compress.methods.adenel.settings import Adenel
 from compress.methods.protocol import ALONE, Around, Lab, Method
@@ -264,7 +264,7 @@ class AdeNeL(Method[State]):
             self._prune(lab)
             goal = {name: goal[name] if name in ready else width for name, width in lab.widths.items()}
         if fill:
-            goal = overshoot(price, goal, support, lab.budget)
+            goal = beyond(price, goal, lab.budget, support)
         if not lab.budget.holds(price.cost(goal)):
             goal = land(price, lab.widths, goal, lab.budget, align=self.align)
             why = "the budget is filled"

@@ -17,9 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from compress.budget.landing import land
+from compress.budget.landing import beyond, land
 from compress.budget.limits import Budget
-from compress.budget.price import Price
 from compress.errors import CompressError, UsageError
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.methods.refit.settings import Refit
@@ -160,12 +159,3 @@ class Refitting(Method[State]):
 
     def _total(self, lab: Lab, state: State) -> int:
         return lab.last(self.settings.tune.epochs, state.at)
-
-
-def beyond(price: Price, widths: Mapping[str, int], budget: Budget) -> dict[str, int]:
-    """These widths, all scaled up until they exceed the budget: what a landing that fills it starts from."""
-    factor, wider = 1.0, dict(widths)
-    while budget.holds(price.cost(wider)):  # ends: `price` refuses costs that are beyond any limit
-        factor *= 1.2
-        wider = {name: int(width * factor) + 1 for name, width in widths.items()}
-    return wider
