@@ -63,6 +63,7 @@ def hand(*widths: int) -> dict[str, Any]:
     return {"model": {"factory": "compress.models:short", "args": {"widths": list(widths)}}, "method": HAND}
 
 
+LATE = {**GROWN, "seed_width": 0.5, "round": "4 epochs", "filters": 14, "warmup": "3 epochs"}
 BASE = hand(14, 60, 90)  # just within 10 MFLOPs
 IDEAS: dict[str, dict[str, Any]] = {
     "scratch": BASE,
@@ -90,6 +91,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "random": {"method": {**GROWN, "grow": "random"}},
     "support": {"method": {**GROWN, "grow": "support", "theta": 0.9}},
     "score, rewound": {"method": {**GROWN, "rewind": True, "tune": {**TUNE, "warmup": 0.15}}},
+    "late, all": {"model": BASE["model"], "method": {**LATE, "grow": "all"}},
+    "late, score": {"model": BASE["model"], "method": LATE},
+    "late, random": {"model": BASE["model"], "method": {**LATE, "grow": "random"}},
     "equal cost": {"method": {**GROWN, "grow": "all", "amount": "equal_cost"}},
 }
 

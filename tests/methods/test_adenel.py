@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compress._plan import methods_of, plan
@@ -235,6 +236,16 @@ def test_a_layer_grows_when_its_share_is_at_least_tau_and_no_other(build: Build,
     state = method.judge(lab, replace(method.init(lab), round=1), {CONV1: share, CONV2: 0.5})
     assert lab.widths == {CONV1: 7 if grows else 4, CONV2: 4}
     assert replace(state, full={}) == State(round=1, empty=0 if grows else 1)
+
+
+def test_a_seed_is_a_number_of_filters_or_a_share_of_the_full_width(build: Build) -> None:
+    for seed_width, widths in ((5, [5, 5]), (0.5, [6, 8]), (0.01, [1, 1]), (100, [12, 16])):
+        lab, method = build(seed_width=seed_width)
+        method.init(lab)
+        assert [lab.widths[CONV1], lab.widths[CONV2]] == widths
+    for wrong in (0, 1.5, -1, True):
+        with pytest.raises(ValidationError):
+            Adenel.model_validate({"seed_width": wrong})
 
 
 def test_a_random_gate_passes_half_of_the_layers_and_the_same_ones_again(build: Build) -> None:

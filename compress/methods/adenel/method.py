@@ -8,6 +8,7 @@ Algorithm 1.
 Differs from the paper, which leaves these open or silent:
 - a space (a residual stage, say) has the mean s of the convolutions that make it, and grows as a whole;
 - thresholds are relative to each filter's norm, because an absolute lambda fits only one round length;
+- growth may follow a score that is no share over a threshold, and the full net's proportions (`grow`, `amount`);
 - new columns start at zero, so that growing keeps the function; the published Kaiming columns are an option;
 - the paper has no rule for a budget: here it is never crossed, and filled.
 The paper calls s a layer's redundancy; a high s means the opposite, that none of its filters is idle.
@@ -77,7 +78,7 @@ class AdeNeL(Method[State]):
 
     def seeds(self, graph: Graph) -> dict[str, int]:
         """Widths to start from, where the budget allows them."""
-        return self._narrow(graph, up(self.settings.seed_width, self.align))
+        return self._narrow(graph, self.settings.seed_width)
 
     def remarks(self, graph: Graph) -> dict[str, str]:
         """Which free spaces the method never judges."""
@@ -87,13 +88,14 @@ class AdeNeL(Method[State]):
         """The free spaces that no round grows; landing may widen them a little, to fill the budget."""
         return [name for name in graph.free if not judged_weights(graph, name, self.settings.include_1x1)]
 
-    def _narrow(self, graph: Graph, width: int) -> dict[str, int]:
+    def _narrow(self, graph: Graph, width: float) -> dict[str, int]:
         names = set(graph.free).difference(self.unjudged(graph))
         if not names:
             small = "" if self.settings.include_1x1 else " above 1x1 (method.include_1x1: true judges those too)"
             raise UsageError(f"adenel has nothing to grow: no free layer of this model is made by a convolution{small}")
         narrow = set() if self.keeps_weights else names
-        return {name: min(full, width) if name in narrow else full for name, full in graph.widths.items()}
+        few = {name: max(1, round(width * full)) if width < 1 else int(width) for name, full in graph.widths.items()}
+        return {n: min(full, up(few[n], self.align)) if n in narrow else full for n, full in graph.widths.items()}
 
     def init(self, lab: Lab) -> State:
         """Narrow the full net to the seed, draw its weights anew, and make the optimizer."""
