@@ -80,7 +80,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "cutout 8": {**BASE, "data": {"cutout": 8}},
     "Muon at half the rate": {**BASE, "train": {"muon_lr": 0.05}},
     "three convolutions a block": {
-        "model": {"factory": "compress.models:short", "args": {"widths": [13, 51, 77], "convs": 3}},
+        "model": {"factory": "compress.models:short", "args": {"widths": [13, 50, 75], "convs": 3}},
         "method": HAND,
     },
 }
