@@ -32,12 +32,11 @@ from torch import nn
 
 import compress.models as ours
 from compress import measure
-from compress.budget.landing import land, reach
+from compress.budget.landing import beyond, land, reach
 from compress.budget.limits import Budget, Cost, Limit
 from compress.budget.price import Price
 from compress.errors import CompressError, Infeasible
 from compress.export.onnx import file as onnx_file
-from compress.methods.adenel.method import overshoot
 from compress.reading.graph import Graph
 from compress.surgery.surgeon import Surgeon, survey
 
@@ -94,7 +93,7 @@ def question(mode: str, price: Price, full: Mapping[str, int], budget: Budget, a
     asked: dict[str, Any] = {"price": price, "start": start, "goal": full, "budget": budget, "align": align}
     if mode == "narrow":
         return asked | {"ceiling": full}
-    return asked | {"goal": overshoot(price, start, set(full), budget)}
+    return asked | {"goal": beyond(price, start, budget, set(full))}
 
 
 def plan(mode: str, graph: Graph, full: Mapping[str, int], budget: Budget, align: int) -> dict[str, Any]:

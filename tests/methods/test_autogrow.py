@@ -22,7 +22,7 @@ from compress.methods.protocol import Lab
 from compress.recipe.keys import Duration
 from compress.recipe.settings import Recipe
 from compress.training.bench import Bench
-from compress.training.train import Score, Trained
+from compress.training.train import Loop, Score, Trained
 
 NET = {"width": 4, "in_channels": 1}
 Event = tuple[str, ...]
@@ -295,14 +295,14 @@ def test_a_run_that_was_killed_in_either_step_ends_in_the_same_weights(tmp_path:
 
     def life(folder: Path, until: int) -> Bench | None:
         lab, _ = prepare(whole, "cpu")
-        train = lab.train
+        loop = lab.loop
 
-        def mortal(steps: int, lr: Callable[[int], float]) -> Trained:
+        def mortal(steps: int, run: Callable[[Loop], Any]) -> Any:
             if lab.step >= until:
                 raise KeyboardInterrupt
-            return train(steps, lr)
+            return loop(steps, run)
 
-        lab.train = mortal  # type: ignore[method-assign]
+        lab.loop = mortal  # type: ignore[method-assign]
         try:
             develop(lab, methods_of(whole), folder)
         except KeyboardInterrupt:

@@ -99,12 +99,12 @@ def test_a_part_of_a_budget_is_that_part_of_every_limit_that_is_counted() -> Non
 
 def test_every_method_says_what_a_step_before_it_may_take() -> None:
     before = {name: settings_of(name).share_before for name in METHODS}
-    assert before == {"adenel": 0.5, "autogrow": 0.5, "l1": 2.0, "lwp": 2.0, "scratch": 1.0}
+    assert before == {"adenel": 0.5, "autogrow": 0.5, "l1": 2.0, "lwp": 2.0, "refit": 1.0, "scratch": 1.0}
 
 
 def test_every_row_of_the_table_names_keys_of_that_name_and_a_method_that_takes_them() -> None:
     for name in METHODS:
-        settings = settings_of(name).model_validate({"epochs": 1} if name == "scratch" else {})
+        settings = settings_of(name).model_validate({"scratch": {"epochs": 1}, "refit": {"of": "run"}}.get(name, {}))
         method = method_of(settings, Around(align=8))
         assert settings.name == name
         assert Method in type(method).__mro__
