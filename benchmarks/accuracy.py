@@ -90,6 +90,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "all": {"method": {**GROWN, "grow": "all"}},
     "random": {"method": {**GROWN, "grow": "random"}},
     "support": {"method": {**GROWN, "grow": "support", "theta": 0.9}},
+    "the shape of score, from scratch": hand(20, 47, 69),
     "score, rewound": {"method": {**GROWN, "rewind": True, "tune": {**TUNE, "warmup": 0.15}}},
     "late, all": {"model": BASE["model"], "method": {**LATE, "grow": "all"}},
     "late, score": {"model": BASE["model"], "method": LATE},
