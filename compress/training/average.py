@@ -17,15 +17,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-COUNT = "updates"  # among the tensors: how many updates there were
-
 
 class Average:
     """The averaged tensors of one network of fixed shape; nothing before the first update."""
 
-    def __init__(self, decay: float, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, decay: float, tensors: Mapping[str, Tensor] | None = None, done: int = 0) -> None:
         self.decay = decay  # 0: nothing is averaged
-        self.tensors = dict(tensors or {})  # all that a restart needs
+        self.tensors = dict(tensors or {})
+        self.done = done  # updates so far
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -35,9 +34,8 @@ class Average:
         live = _floating(model)
         if not self.tensors:
             self.tensors = {name: tensor.detach().clone() for name, tensor in live.items()}
-            self.tensors[COUNT] = torch.zeros((), dtype=torch.int64)
-        done = int(self.tensors[COUNT].add_(1))
-        weight = 1 - min(self.decay, (1 + done) / (10 + done))
+        self.done += 1
+        weight = 1 - min(self.decay, (1 + self.done) / (10 + self.done))
         torch._foreach_lerp_([self.tensors[name] for name in live], list(live.values()), weight)
 
     @contextmanager
@@ -53,7 +51,7 @@ class Average:
     def settle(self, model: nn.Module) -> None:
         """Give the model the averaged tensors for good, and begin anew."""
         self._put(model, self.tensors)
-        self.tensors = {}
+        self.tensors, self.done = {}, 0
 
     @staticmethod
     @torch.no_grad()

@@ -236,7 +236,7 @@ class Bench:
         """
         steps = min(total - at, self.pace)
         begin, peak = self.step - at, course.lr or self.keys.lr
-        average = self.average = Average(self.keys.ema, self.average.tensors if at else None)
+        average = self.average = Average(self.keys.ema, self.average.tensors if at else None, done=at)
 
         def rate(step: int) -> float:
             return lr_at(course.schedule, peak, (step - begin) / total, course.warmup)
