@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 RUN = "model.safetensors"  # of a finished run's folder
 
 
-@dataclass(slots=True)
+@dataclass
 class Teacher:
     """A network in eval mode whose weights stay as they are, and how its word counts."""
 
@@ -60,9 +61,9 @@ class Teacher:
         apart = functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")
         return (1 - self.weight) * loss + self.weight * t * t * apart
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """The SHA-256 of its weights and buffers, by name."""
+        """The SHA-256 of its weights and buffers, by name; every checkpoint asks for it, and they stay as they are."""
         whole = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             flat = tensor.detach().cpu().contiguous()
