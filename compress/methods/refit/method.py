@@ -55,7 +55,6 @@ class Refitting(Method[State]):
     settings: Refit
     around: Around = ALONE
     keeps_weights = False  # those of the recipe's full network
-    draws_anew = False
 
     @property
     def folder(self) -> Path:
@@ -92,10 +91,14 @@ class Refitting(Method[State]):
         surgeon.resize(widths_of(surgeon.graph, structure.shapes, "method.of"))
 
     def sources(self, lab: Lab) -> list[Source]:
-        """What the run left, the smallest first, and its end last."""
-        paths = sorted(self.folder.glob("states/*.safetensors"), key=lambda path: (len(path.name), path.name))
+        """What of that which the run left may be begun with: the smallest first, and its end last."""
+        states = (
+            []
+            if self.settings.start == "end"
+            else sorted(self.folder.glob("states/*.safetensors"), key=lambda path: (len(path.name), path.name))
+        )
         sources = []
-        for path in [*paths, self.folder / END]:
+        for path in [*states, self.folder / END]:
             sketch, structure = lab.sketch(), self._structure(path)
             self._shape(sketch, structure)
             used = lab.budget.utilisation(sketch.graph.price.cost(sketch.graph.widths))
@@ -106,8 +109,7 @@ class Refitting(Method[State]):
         """What is begun with; which one is nearer goes by ratios."""
         *states, end = self.sources(lab)
         best = max((state for state in states if state.used <= 1), key=lambda state: state.used, default=end)
-        nearer = self.settings.start == "nearest" and end.used > 1 and best.used * end.used > 1
-        return best if nearer else end
+        return best if end.used > 1 and best.used * end.used > 1 else end
 
     def init(self, lab: Lab) -> State:
         """Take one of the networks that the run left, with its weights, and give it the widths that fill the budget."""
