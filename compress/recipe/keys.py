@@ -50,6 +50,21 @@ def _duration(least: float) -> Callable[[object], Duration]:
     return read
 
 
+def share_or_count(least: int, what: str) -> Callable[[float], float]:
+    """Let pass a fraction of all, or so many: a validator of numbers below 1, and of whole ones from `least`."""
+
+    def read(given: float) -> float:
+        if given >= least and given.is_integer():
+            return int(given)
+        if not 0 < given < 1:
+            raise ValueError(
+                f"expected a fraction above 0 and below 1, or a whole number of {what} from {least}, got {given:g}"
+            )
+        return given
+
+    return read
+
+
 def import_path(text: str) -> str:
     """Let pass what names something to import: 'package.module:callable' or './file.py:callable'."""
     module, _, name = text.rpartition(":")

@@ -34,6 +34,7 @@ from compress.recipe.keys import (
     Whole,
     import_path,
     number,
+    share_or_count,
 )
 from compress.recipe.step import Own, Step
 from compress.recipe.teacher import Teacher, or_full
@@ -52,14 +53,6 @@ if TYPE_CHECKING:
 else:
     _KINDS = [Annotated[settings_of(name), Tag(name)] for name in METHODS]
     Method = Annotated[Union[*_KINDS, Annotated[Own, Tag(OWN)]], Discriminator(_tag)]
-
-
-def _held_out(given: float) -> float:
-    if given > 1 and given.is_integer():
-        return int(given)
-    if not 0 < given < 1:
-        raise ValueError(f"expected a fraction above 0 and below 1, or a whole number of images from 2, got {given:g}")
-    return given
 
 
 Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of the one input, or of each of several
@@ -126,7 +119,7 @@ class Data(Keys):
     """File (npz) or folder (others), relative to the recipe; null: its usual place, which npz and folder lack."""
     download: bool = False
     """Fetch a missing data set; off, so that a run asks nothing of a network."""
-    val: Annotated[float, BeforeValidator(number), AfterValidator(_held_out)] = 0.1
+    val: Annotated[float, BeforeValidator(number), AfterValidator(share_or_count(2, "images"))] = 0.1
     """Training images held out for decisions: a fraction below 1 (float), or a number of images (int). A tenth is 5,000
     of CIFAR's, a standard error of half a point. 'digits' has its own fixed split."""
     train: Count | None = None
@@ -135,7 +128,7 @@ class Data(Keys):
     """Zero padding in pixels before a random crop; 0 is off, 4 is usual for 32-pixel images."""
     padding: Literal["zero", "reflect"] = "zero"
     """What a crop finds outside of the image: black, or the image mirrored at its edge."""
-    flip: Annotated[Literal[False, True, "alternate"], Field()] = False
+    flip: Literal[False, True, "alternate"] = False
     """Mirror half of the training images, drawn anew each time; 'alternate': each image every other epoch, so that two
     epochs show both (Jordan 2024). Off, since it is wrong for digits."""
     cutout: Whole = 0

@@ -4,16 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from compress.recipe.keys import Count, Duration, Positive, Span, SpanOrNone, number
+from compress.recipe.keys import Count, Duration, Positive, Span, SpanOrNone, number, share_or_count
 from compress.recipe.step import Growing, Tune, preset
-
-
-def _width(given: float) -> float:
-    if given >= 1 and given.is_integer():
-        return int(given)
-    if not 0 < given < 1:
-        raise ValueError(f"expected a whole number of filters, or a fraction below 1 of a full width, got {given:g}")
-    return given
 
 
 class Adenel(Growing):
@@ -27,7 +19,7 @@ class Adenel(Growing):
     begin: Literal["seed", "present"] | None = None
     """Start from narrow layers with newly drawn weights, or grow the net as it is, weights kept; null: 'seed', but
     'present' after another step."""
-    seed_width: Annotated[float, BeforeValidator(number), AfterValidator(_width)] = 8
+    seed_width: Annotated[float, BeforeValidator(number), AfterValidator(share_or_count(1, "filters"))] = 8
     """Filters of each free layer at the start, or a fraction below 1 of its full width; with 4 filters, training starts
     slowly."""
     round: Span = Duration(1.0, "epochs")
