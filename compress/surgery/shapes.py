@@ -8,6 +8,9 @@ import numpy as np
 
 from compress.errors import UsageError
 from compress.reading.graph import Graph
+from compress.surgery.connections import prune
+from compress.surgery.structure import Structure
+from compress.surgery.surgeon import Surgeon
 
 
 def widths_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]], key: str = "method.like") -> dict[str, int]:
@@ -37,3 +40,12 @@ def widths_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]], key: str = "m
             size = f"is {list(sizes)}" if tensor in shapes else "is missing"
             raise UsageError(f"{key}: {tensor} {size} in the file, and no widths of this model make it so")
     return widths
+
+
+def take_shape(surgeon: Surgeon, structure: Structure, key: str) -> None:
+    """Give a network the blocks, connections and widths of a structure, which `key` of the recipe names."""
+    if structure.depths:
+        surgeon.arrange(structure.depths)
+    if structure.cuts:
+        prune(surgeon, structure.cuts)
+    surgeon.resize(widths_of(surgeon.graph, structure.shapes, key))

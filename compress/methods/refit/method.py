@@ -22,9 +22,8 @@ from compress.budget.limits import Budget
 from compress.errors import CompressError, UsageError
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.methods.refit.settings import Refit
-from compress.surgery.connections import prune
 from compress.surgery.ranking import largest
-from compress.surgery.shapes import widths_of
+from compress.surgery.shapes import take_shape, widths_of
 from compress.surgery.structure import Structure
 from compress.surgery.surgeon import Surgeon
 from compress.surgery.weights import fill, read_weights
@@ -63,7 +62,7 @@ class Refitting(Method[State]):
 
     def first(self, surgeon: Surgeon) -> None:
         """Make the network that the run ended with."""
-        self._shape(surgeon, self._structure(self.folder / END))
+        take_shape(surgeon, self._structure(self.folder / END), "method.of")
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave one filter, or one aligned block, in every free space of it."""
@@ -83,13 +82,6 @@ class Refitting(Method[State]):
         except CompressError as error:
             raise type(error)(f"method.of: {error}") from None
 
-    def _shape(self, surgeon: Surgeon, structure: Structure) -> None:
-        if structure.depths:
-            surgeon.arrange(structure.depths)
-        if structure.cuts:
-            prune(surgeon, structure.cuts)
-        surgeon.resize(widths_of(surgeon.graph, structure.shapes, "method.of"))
-
     def sources(self, lab: Lab) -> list[Source]:
         """What of that which the run left may be begun with: the smallest first, and its end last."""
         states = (
@@ -100,7 +92,7 @@ class Refitting(Method[State]):
         sources = []
         for path in [*states, self.folder / END]:
             sketch, structure = lab.sketch(), self._structure(path)
-            self._shape(sketch, structure)
+            take_shape(sketch, structure, "method.of")
             used = lab.budget.utilisation(sketch.graph.price.cost(sketch.graph.widths))
             sources.append(Source(path, structure, used))
         return sources

@@ -11,8 +11,7 @@ from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.methods.scratch.settings import Scratch
 from compress.reading.graph import Graph
 from compress.recipe.step import Course
-from compress.surgery.connections import prune
-from compress.surgery.shapes import widths_of
+from compress.surgery.shapes import take_shape, widths_of
 from compress.surgery.structure import Structure
 from compress.surgery.surgeon import Surgeon
 
@@ -42,12 +41,10 @@ class FromScratch(Method[State]):
 
         Raises UsageError for a space that is not there and a file that does not fit.
         """
-        stored = self._stored()
-        if stored and stored.depths:
-            surgeon.arrange(stored.depths)
-        if stored and stored.cuts:
-            prune(surgeon, stored.cuts)
-        surgeon.resize(self._widths(surgeon.graph))
+        if stored := self._stored():
+            take_shape(surgeon, stored, "method.like")
+        else:
+            surgeon.resize(self._widths(surgeon.graph))
 
     def _stored(self) -> Structure | None:
         if self.settings.like is None:
