@@ -2,7 +2,8 @@
 
     python benchmarks/accuracy.py cifar10.npz                      every row that is missing, then the page
     python benchmarks/accuracy.py cifar10.npz --arms grown scratch --seeds 0 1 2
-    python benchmarks/accuracy.py --page                           the page alone, from the rows that there are
+    python benchmarks/accuracy.py cifar10.npz --budget "5MFLOPs, 0.3Mparams"
+    python benchmarks/accuracy.py                                  the page alone, from the rows that there are
 
 A row is one arm with one seed, and is written to benchmarks/results/accuracy.jsonl as it ends; several processes may
 work at once, each on rows of its own. Choices are made by `val`; test images are scored once, at the end.
@@ -64,7 +65,10 @@ def hand(*widths: int) -> dict[str, Any]:
 
 
 LATE = {**GROWN, "seed_width": 0.5, "round": "4 epochs", "filters": 14, "warmup": "3 epochs"}
-BASE = hand(14, 60, 90)  # just within 10 MFLOPs
+MAIN = "10MFLOPs, 0.3Mparams"  # where all is tried
+HANDS = {"5MFLOPs, 0.3Mparams": (9, 39, 58), MAIN: (14, 60, 90), "20MFLOPs, 0.3Mparams": (25, 88, 108)}
+BASE = hand(*HANDS[MAIN])  # just within the budget, as the others are
+SHAPE = "the shape of score, from scratch"
 IDEAS: dict[str, dict[str, Any]] = {
     "scratch": BASE,
     "SGD": {**BASE, "train": {"optimizer": "sgd"}},
@@ -84,19 +88,29 @@ IDEAS: dict[str, dict[str, Any]] = {
         "method": HAND,
     },
 }
-ARMS: dict[str, dict[str, Any]] = {
-    **IDEAS,
+GROWTHS: dict[str, dict[str, Any]] = {  # for every budget
     "score": {"method": GROWN},
     "all": {"method": {**GROWN, "grow": "all"}},
     "random": {"method": {**GROWN, "grow": "random"}},
+}
+ARMS: dict[str, dict[str, Any]] = {
+    **IDEAS,
+    **GROWTHS,
     "support": {"method": {**GROWN, "grow": "support", "theta": 0.9}},
-    "the shape of score, from scratch": hand(20, 47, 69),
     "score, rewound": {"method": {**GROWN, "rewind": True, "tune": {**TUNE, "warmup": 0.15}}},
     "late, all": {"model": BASE["model"], "method": {**LATE, "grow": "all"}},
     "late, score": {"model": BASE["model"], "method": LATE},
     "late, random": {"model": BASE["model"], "method": {**LATE, "grow": "random"}},
     "equal cost": {"method": {**GROWN, "grow": "all", "amount": "equal_cost"}},
 }
+
+
+def arms_of(budget: str) -> dict[str, dict[str, Any]]:
+    """The arms of a budget: all where all is tried, elsewhere those that grow and their controls."""
+    arms = ARMS if budget == MAIN else {"scratch": hand(*HANDS[budget]), **GROWTHS}
+    found = [row for row in rows() if (row["arm"], row["seed"], row["budget"]) == ("score", 0, budget)]
+    pairs = [found[0]["widths"][at : at + 2] for at in (0, 2, 4)] if found else []
+    return {**arms, SHAPE: hand(*map(min, pairs))} if found else arms
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +128,7 @@ def recipe_of(arm: str, data: Path, seed: int, budget: str) -> Recipe:
         "budget": budget,
         "seed": seed,
     }
-    return Recipe.model_validate(merged(base, ARMS[arm]))
+    return Recipe.model_validate(merged(base, arms_of(budget)[arm]))
 
 
 def measured(arm: str, data: Path, seed: int, budget: str) -> dict[str, Any]:
@@ -143,7 +157,7 @@ def measured(arm: str, data: Path, seed: int, budget: str) -> dict[str, Any]:
         "widths": list(lab.widths.values()),
         "seconds": round(time.process_time() - begin),
         "machine": machine(),
-        "recipe": {key: ARMS[arm][key] for key in sorted(ARMS[arm])},
+        "recipe": dict(sorted(arms_of(budget)[arm].items())),
     }
 
 
@@ -155,7 +169,8 @@ def missing(arms: list[str], seeds: list[int], budget: str) -> Iterator[tuple[st
     """The rows that are not there; what another process is at work on is passed by."""
     for seed in seeds:
         for arm in arms:
-            if any((row["arm"], row["seed"], row["budget"]) == (arm, seed, budget) for row in rows()):
+            known = {(row["arm"], row["seed"], row["budget"]) for row in rows()}
+            if (arm, seed, budget) in known or arm not in arms_of(budget):
                 continue
             claim = Path(tempfile.gettempdir()) / f"accuracy {arm} {seed} {budget}.claim"
             try:
@@ -171,15 +186,16 @@ def missing(arms: list[str], seeds: list[int], budget: str) -> Iterator[tuple[st
 def written(seeds: list[int]) -> str:
     """The whole page."""
     head = "# How accurate a network within a budget becomes, at equal train-cost\n"
-    return "\n".join([head, NOTES.read_text(), page(rows(), list(ARMS), seeds, COST)])
+    arms = {budget: [*arms_of(budget)] for budget in HANDS}
+    return "\n".join([head, NOTES.read_text(), page(rows(), arms, seeds, COST)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=[*ARMS, SHAPE])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", default="10MFLOPs, 0.3Mparams")
+    parser.add_argument("--budget", default=MAIN, choices=list(HANDS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     for arm, seed in missing(args.arms, args.seeds, args.budget) if args.data else ():

@@ -11,10 +11,10 @@ CONTROL = "scratch"
 Row = Mapping[str, Any]
 
 
-def page(rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int], cost: float) -> str:
-    """The tables of all rows. What is missing of these arms and seeds is said."""
+def page(rows: Sequence[Row], arms: Mapping[str, Sequence[str]], seeds: Sequence[int], cost: float) -> str:
+    """The tables of all rows. What is missing of a budget's arms and these seeds is said."""
     lines = []
-    for budget in dict.fromkeys(row["budget"] for row in rows):
+    for budget, its in arms.items():
         mine: dict[str, dict[int, Row]] = defaultdict(dict)
         for row in rows:
             if row["budget"] == budget:
@@ -22,7 +22,7 @@ def page(rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int], cost: f
         lines += [f"## Within {budget}", "", *_table(mine), ""]
         absent = [
             f"{arm} ({len(seeds) - len(of)} of {len(seeds)})"
-            for arm in arms
+            for arm in its
             if len(of := mine.get(arm, {})) < len(seeds)
         ]
         lines += [f"Not run yet: {'; '.join(absent)}." if absent else "Every arm was run with every seed.", ""]

@@ -94,9 +94,9 @@ def init(
     draft = _Draft(_from_recipe(factory, folder, target), given, source, limits, facts, _normalised(model), choice)
     planned = draw_up(_read(draft.text(target), target), model, facts.shape)
     planned.refuse()
-    for width in [choice.seed] if choice else SEED_WIDTHS:
+    for width in SEED_WIDTHS:
         text = draft.text(target, width)
-        if planned.budget.utilisation(draw_up(_read(text, target), model, facts.shape).seed) <= 0.5:
+        if choice or planned.budget.utilisation(draw_up(_read(text, target), model, facts.shape).seed) <= 0.5:
             break
     _write(target, text)
     return First(planned, choice.reasons if choice else ())
@@ -210,34 +210,28 @@ class _Draft:
         yield "", ""
 
     def _training(self, seed_width: int) -> Iterator[Commented]:
-        epoch = self.facts.epoch
-        long = epoch >= LONG_ROUND
-        rounds = 1 if long else -(-ROUND // epoch)
         yield "train:", ""
         yield from self.choice.train if self.choice else self._train()
         yield "", ""
         yield "method:", ""
+        yield from self.choice.method if self.choice else self._method(seed_width)
+        yield "", ""
+        yield f"budget: {_yaml(self.budget)}", "limits, all of which hold; --budget replaces them"
+        yield "", ""
+        yield "seed: 0", "number that all randomness starts from"
+
+    def _method(self, seed_width: int) -> Iterator[Commented]:
+        epoch = self.facts.epoch
+        long = epoch >= LONG_ROUND
+        rounds = 1 if long else -(-ROUND // epoch)
         yield "  name: adenel", "grow filters where none is idle, until the budget is filled"
         yield f"  seed_width: {seed_width}", "filters of each growing layer at the start"
         yield f"  round: {rounds} epoch{'s' * (rounds > 1)}", f"training between two growths, {rounds * epoch:,} steps"
         yield f"  theta: {'0.9' if long else '0.97'}", "threshold of the support, of an unchanged filter's norm"
         yield "  tau: 0.8", "a layer grows when this fraction of its filters is in the support"
-        if self.choice:
-            yield (
-                f"  filters: {self.choice.filters}",
-                "added to a layer in a growth, on average; about five fill the budget",
-            )
-            yield "  amount: even", "in proportion to the full net's widths; else cheap layers become too wide"
         yield "  tune:", "training of the final shape"
-        if self.choice:
-            yield from self.choice.tune
-        else:
-            yield f"    epochs: {max(20, -(-TUNING // epoch))}", "passes over the training images; more is better"
-            yield "    schedule: cosine", "course of the learning rate, down to zero"
-        yield "", ""
-        yield f"budget: {_yaml(self.budget)}", "limits, all of which hold; --budget replaces them"
-        yield "", ""
-        yield "seed: 0", "number that all randomness starts from"
+        yield f"    epochs: {max(20, -(-TUNING // epoch))}", "passes over the training images; more is better"
+        yield "    schedule: cosine", "course of the learning rate, down to zero"
 
     def _origin(self, key: str, value: Any) -> str:
         if key in _FROM_DATA and _FROM_DATA[key](self.facts) == value:

@@ -5,8 +5,7 @@ The numbers come from what was measured: nets of these widths from scratch, on 9
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil, log2
@@ -25,17 +24,18 @@ Commented = tuple[str, str]  # a line of a recipe, and the comment behind it
 LARGEST = 64  # pixels a side that the short backbone is for
 LEFT = 3  # pixels a side that its blocks leave
 LATER = 3.4  # widths of its later blocks, of the first one's: 40-136-136 within 43 MFLOPs was the best known
-BEGIN = 0.8  # of the budget, that the seed takes at most: nearly the best known shape; growing decides about the rest
+BEGIN = 0.5  # of the full net's filters, that the seed has: growing decides about the rest
 WIDEST = 1024  # filters of a first block: where the budget does not say how wide
 
 SEEN = 2_200_000  # training images, each time that one is seen: CIFAR-10's 45,000 in 49 epochs
 COST = 1e14  # MACs x images, an hour on two cores that compute in bf16 ...
 SPEED, STEP = 3e10, 0.005  # ... of so many a second, and seconds that a step takes beside
 FEWEST, MOST = 10, 100  # epochs
-RATE, PEAK = 0.1, {"short": 0.25, "preact": 0.2}  # learning rates for batches of 128: while growing, and at the end
-TUNING = 600  # optimizer steps that even a small data set deserves at the end
-LONG = 40  # epochs from which on cutout pays
-GROWTHS = 5  # until the budget is filled, about
+RATE, MUON = 0.25, 0.1  # learning rates for batches of 128, of SGD and of Muon
+STEPS = 600  # optimizer steps that even a small data set deserves
+LONG = 40  # epochs from which on cutout pays, and half the decay
+GROWTHS = 2  # until the budget is filled, about ...
+ROUNDS = 15  # ... each after a part of the epochs
 LOOKED_AT = 64  # images of a folder
 MIRRORED = 32  # pixels a side from which on colour images are taken for photographs
 
@@ -68,11 +68,9 @@ class Choice:
 
     factory: str
     args: dict[str, Any]  # of the factory, beside those that follow from the data
-    seed: int  # filters of a layer at the start, where the full net has so many
-    filters: int  # added to each layer in a growth
     data: tuple[Commented, ...]  # lines of the recipe
     train: tuple[Commented, ...]
-    tune: tuple[Commented, ...]
+    method: tuple[Commented, ...]
     reasons: tuple[str, ...]
 
 
@@ -92,27 +90,24 @@ def choose(facts: Facts, budget: str | None) -> Choice:
         raise UsageError(f"{facts.source}: images of {side} px are too small to choose for; name a factory.")
     factory = f"compress.models:{what}"
     args, graph = _fitting(factory, lambda first: make(facts, first), facts.image, limits)
-    seed, filters = _growth(graph, limits)
     macs = graph.price.cost(graph.widths).macs
     epochs, span = _epochs(facts, macs)
     crop, mirrored = side // 8, facts.image[0] == 3 and side >= MIRRORED and facts.source != "svhn"
     cutout = side // 4 if mirrored and epochs >= LONG else 0
-    seconds = epochs * (macs * facts.train / SPEED + STEP * facts.epoch)
+    cost = epochs * macs * facts.train
+    seconds = cost / SPEED + STEP * epochs * facts.epoch
     return Choice(
         factory=factory,
         args=args,
-        seed=seed,
-        filters=filters,
         data=tuple(_varied(crop, cutout, mirrored)),
-        train=tuple(_train(facts, epochs * facts.epoch)),
-        tune=_tune(epochs, PEAK[what] * facts.batch / 128),
+        train=tuple(_train(facts, epochs, cost)),
+        method=tuple(_method(facts, epochs, graph)),
         reasons=(
             f"{what}: {_why(facts, args)}",
             f"full net of {'-'.join(map(str, args['widths']))}: the widest of these proportions that keeps the budget",
-            f"seed of up to {seed} filters a layer: {BEGIN:.0%} of the budget or less; a growth adds {filters} to "
-            f"each, on average, so that about {GROWTHS} fill it",
-            f"{epochs} epochs of the final shape: {span}; train-cost about {macs * facts.train * epochs:.1e} MACs x "
-            f"images, {_time(seconds)} on two cores with bf16",
+            f"seed of {BEGIN:.0%} of its filters, so that about {GROWTHS} growths fill the budget",
+            f"train-cost of {epochs} epochs of the full net, {cost:.1e} MACs x images: {span}; {_time(seconds)} on two "
+            "cores with bf16",
             f"variation: {_variation(crop, cutout, mirrored)}",
         ),
     )
@@ -180,28 +175,17 @@ def _fitting(
     return make(low), graph(low)
 
 
-def _growth(graph: Graph, limits: Budget) -> tuple[int, int]:
-    """The most filters a layer at which the net takes `BEGIN` of the limits, and how many a growth adds to each."""
-
-    def share(most: int) -> float:
-        return limits.utilisation(graph.price.cost({name: min(full, most) for name, full in graph.widths.items()}))
-
-    seed = bisect_right(range(1, max(graph.widths.values()) + 1), BEGIN, key=share) or 1
-    lacking = [full - min(full, seed) for full in graph.widths.values()]
-    return seed, max(1, round(sum(lacking) / len(lacking) / GROWTHS))
-
-
 # ---- how it is trained ----------------------------------------------------------------------------------------------
 
 
 def _epochs(facts: Facts, macs: int) -> tuple[int, str]:
-    """Epochs of the final shape, and why so many."""
+    """How many epochs of the full net the whole run costs, and why so many."""
     wanted, why = min(
         (SEEN // facts.train, f"{SEEN / 1e6:g} million images seen"),
         (int(COST / (max(1, macs) * facts.train)), "as many as an hour pays for"),
         (MOST, "no image is shown more often"),
     )
-    least = max(FEWEST, ceil(TUNING / facts.epoch))
+    least = max(FEWEST, ceil(STEPS / facts.epoch))
     return (wanted, why) if wanted >= least else (least, "as few as train a net")
 
 
@@ -220,26 +204,40 @@ def _varied(crop: int, cutout: int, mirrored: bool) -> list[Commented]:
     )
 
 
-def _train(facts: Facts, steps: int) -> list[Commented]:
+def _train(facts: Facts, epochs: int, cost: int) -> Iterator[Commented]:
+    steps, long = epochs * facts.epoch, epochs >= LONG
     ema = next(decay for decay, least in ((0.998, 5000), (0.99, 1000), (0.9, 0)) if steps >= least)
-    return [
-        (f"  batch: {facts.batch}", f"images a step; {facts.epoch:,} steps an epoch"),
-        (f"  lr: {RATE * facts.batch / 128:g}", "learning rate of SGD while growing, in proportion to the batch"),
-        ("  momentum: 0.9", "of SGD, a fraction below 1"),
-        ("  nesterov: true", "its better kind"),
-        ("  weight_decay: 5.0e-4", "L2 decay a step, of weights only"),
-        ("  label_smoothing: 0.1", "share of the target spread over all classes"),
-        (f"  ema: {ema:g}", "decay a step of the averaged weights, which are scored and exported"),
-    ]
+    yield f"  cost: {cost:.2e}", "MACs x images of the whole run; more is better"
+    yield "  optimizer: muon", "for filters; all else by SGD"
+    yield f"  batch: {facts.batch}", f"images a step; {facts.epoch:,} steps an epoch"
+    yield f"  lr: {RATE * facts.batch / 128:g}", "peak learning rate of SGD, in proportion to the batch"
+    yield f"  muon_lr: {MUON * (facts.batch / 128) ** 0.5:.2g}", "... and of Muon, to its root"
+    yield "  muon_momentum: 0.6", "of Muon, a fraction below 1"
+    yield f"  muon_decay: {0.05 if long else 0.1}", "of filters, times the rate"
+    yield "  momentum: 0.9", "of SGD, a fraction below 1"
+    yield "  nesterov: true", "its better kind"
+    yield f"  weight_decay: {'7.0e-4' if long else '1.0e-3'}", "L2 decay a step, of weights only"
+    yield "  label_smoothing: 0.15", "share of the target spread over all classes"
+    yield f"  ema: {ema:g}", "decay a step of the averaged weights, which are scored and exported"
 
 
-def _tune(epochs: int, peak: float) -> tuple[Commented, ...]:
-    return (
-        (f"    epochs: {epochs}", "passes over the training images; more is better"),
-        (f"    lr: {peak:g}", "peak learning rate, likewise"),
-        ("    schedule: linear", "fall of the learning rate, down to zero"),
-        ("    warmup: 0.15", "share of these epochs in which it rises"),
-    )
+def _method(facts: Facts, epochs: int, graph: Graph) -> Iterator[Commented]:
+    full = graph.widths.values()
+    filters = max(1, round(sum(full) * (1 - BEGIN) / len(full) / GROWTHS))
+    rounds = max(1, round(epochs / ROUNDS))
+    yield "  name: adenel", "grow filters, until the budget is filled"
+    yield f"  seed_width: {BEGIN}", "share of the full net's filters at the start"
+    yield f"  round: {_epochs_of(rounds)}", f"training between two growths, {rounds * facts.epoch:,} steps"
+    yield "  grow: score", "all layers, each by how much of their norm its filters keep over time"
+    yield "  amount: even", "in proportion to the full net's widths; else cheap layers become too wide"
+    yield f"  filters: {filters}", f"added to a layer in a growth, on average; about {GROWTHS} growths fill the budget"
+    yield f"  warmup: {_epochs_of(max(1, round(0.75 * rounds)))}", "rise of the learning rates at the start"
+    yield "  tune:", "training of the final shape, as long as the cost pays for"
+    yield "    schedule: linear", "fall of the learning rates, down to zero"
+
+
+def _epochs_of(count: int) -> str:
+    return f"{count} epoch{'s' * (count > 1)}"
 
 
 def _variation(crop: int, cutout: int, mirrored: bool) -> str:

@@ -19,8 +19,9 @@ def facts(side: int = 32, channels: int = 3, train: int = 45_000, source: str = 
 
 
 def said(choice: Choice) -> dict[str, str]:
-    """The keys that it sets for data and training, as they are written."""
-    return dict(line.strip().split(": ") for line, _ in (*choice.data, *choice.train, *choice.tune))
+    """The keys that it sets for data, training and method, as they are written."""
+    lines = [line.strip() for line, _ in (*choice.data, *choice.train, *choice.method)]
+    return dict(line.split(": ") for line in lines if not line.endswith(":"))
 
 
 @pytest.mark.parametrize(("side", "blocks"), [(4, 1), (8, 2), (16, 2), (28, 3), (32, 3), (64, 4)])
@@ -34,22 +35,20 @@ def test_the_short_net_has_as_many_blocks_as_leave_three_pixels_and_two_where_th
 
 
 @pytest.mark.parametrize("budget", ["43MFLOPs, 0.58Mparams", "10MFLOPs, 0.3Mparams", "300kparams", "5MMACs"])
-def test_the_full_net_is_the_widest_of_its_proportions_that_keeps_the_budget_and_the_seed_takes_most_of_it(
+def test_the_full_net_is_the_widest_of_its_proportions_that_keeps_the_budget_and_two_growths_lead_from_half_to_it(
     budget: str,
 ) -> None:
     choice, limits = choose(facts(), budget), Budget.parse(budget)
     first = choice.args["widths"][0]
 
-    def used(width: int, most: int = 10_000) -> float:
-        widths = [min(most, w) for w in (width, round(3.4 * width), round(3.4 * width))]
+    def used(width: int) -> float:
+        widths = [width, round(3.4 * width), round(3.4 * width)]
         return limits.utilisation(measure(models.short(widths), (3, 32, 32)))
 
     assert choice.args["widths"] == [first, round(3.4 * first), round(3.4 * first)]
     assert used(first) <= 1 < used(first + 1)
-    assert used(first, choice.seed) <= 0.8 < used(first, choice.seed + 1)
-    lacking = [width - min(width, choice.seed) for width in choice.args["widths"]]
-    assert choice.filters == max(1, round(sum(lacking) / 3 / 5))  # five growths or so lead from the seed to that net
-    assert f"seed of up to {choice.seed} filters" in choice.reasons[2]
+    assert said(choice)["seed_width"] == "0.5"
+    assert int(said(choice)["filters"]) == pytest.approx(sum(choice.args["widths"]) / 3 / 4, abs=0.5)
 
 
 def test_within_the_published_budget_it_is_the_net_that_was_measured() -> None:
@@ -72,12 +71,31 @@ def test_larger_images_get_the_residual_net_with_a_stem_that_narrows_them() -> N
         (3, "1MMACs", 200),  # three steps an epoch
     ],
 )
-def test_epochs_follow_from_the_number_of_images_and_from_an_hour(train: int, budget: str, epochs: int) -> None:
+def test_the_cost_is_that_of_epochs_of_the_full_net_which_follow_from_the_number_of_images_and_from_an_hour(
+    train: int, budget: str, epochs: int
+) -> None:
     choice = choose(facts(train=train), budget)
-    assert int(said(choice)["epochs"]) == epochs
+    macs = measure(models.short(choice.args["widths"]), (3, 32, 32)).macs
+    assert float(said(choice)["cost"]) == pytest.approx(epochs * macs * train, rel=0.005)
+    assert f"train-cost of {epochs} epochs" in choice.reasons[3]
     if epochs == 22:
-        macs = measure(models.short(choice.args["widths"]), (3, 32, 32)).macs
         assert 22 * macs * train <= COST < 23 * macs * train
+
+
+@pytest.mark.parametrize(
+    ("train", "batch", "lr", "muon_lr", "decay", "round_", "warmup"),
+    [
+        (45_000, "128", "0.25", "0.1", "0.05", "3 epochs", "2 epochs"),
+        (400, "32", "0.0625", "0.05", "0.05", "7 epochs", "5 epochs"),
+        (1_000_000, "128", "0.25", "0.1", "0.1", "1 epoch", "1 epoch"),
+    ],
+)
+def test_rates_follow_from_the_batch_and_rounds_from_the_length_of_the_training(
+    train: int, batch: str, lr: str, muon_lr: str, decay: str, round_: str, warmup: str
+) -> None:
+    keys = said(choose(facts(train=train), "43MFLOPs, 0.58Mparams"))
+    assert [keys[key] for key in ("batch", "lr", "muon_lr", "muon_decay")] == [batch, lr, muon_lr, decay]
+    assert [keys[key] for key in ("round", "warmup")] == [round_, warmup]
 
 
 @pytest.mark.parametrize(

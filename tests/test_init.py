@@ -72,7 +72,7 @@ def test_images_and_a_budget_are_enough_for_a_recipe_that_says_why() -> None:
     done = call("digits", "--budget", "60kMACs, 9kparams", "--out", "my.yaml")
     assert (done.exit_code, done.stderr) == (0, "")
     reasons = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ")]
-    assert [reason.split()[0] for reason in reasons] == ["short:", "full", "seed", "100", "variation:"]
+    assert [reason.split()[0] for reason in reasons] == ["short:", "full", "seed", "train-cost", "variation:"]
     text = Path("my.yaml").read_text()
     assert all(f"#   {reason}\n" in text for reason in reasons)
     lines = [line for line in text.splitlines() if line and line[0] != "#"]
@@ -82,7 +82,7 @@ def test_images_and_a_budget_are_enough_for_a_recipe_that_says_why() -> None:
     assert said.budget == "60kMACs, 9kparams"
     planned = compress.plan("my.yaml")
     assert planned.feasible
-    assert 0.7 < planned.budget.utilisation(planned.seed) <= 0.8
+    assert 0.2 < planned.budget.utilisation(planned.seed) <= 0.5
     assert 0.8 < planned.budget.utilisation(planned.base) <= 1
 
 
@@ -95,7 +95,7 @@ def test_a_folder_of_images_and_two_commands_give_a_net() -> None:
     said = recipe.read("recipe.yaml")
     assert (said.data.size, said.model.args["convs"], said.model.input) == (9, 3, (3, 9, 9))
     assert "convs: 3 " in Path("recipe.yaml").read_text()
-    result = compress.run("recipe.yaml", out="out", overrides={"method.tune.epochs": "1", "method.round": "1 epoch"})
+    result = compress.run("recipe.yaml", out="out", overrides={"train.cost": "5e6", "method.round": "1 epoch"})
     assert result.code == 0
     assert compress.verify("out", "60kMACs").code == 0
 
