@@ -27,6 +27,7 @@ from compress.surgery.structure import construct
 from compress.surgery.surgeon import Hold, Surgeon, survey
 from compress.surgery.weights import fill, read_weights
 from compress.training.data import Data, load
+from compress.training.teacher import refuse_unusable
 
 # Of known sets a plan needs nothing but this: no download for a budget that cannot be kept.
 SHAPES = {
@@ -121,10 +122,11 @@ class Plan:
 def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: Mapping[str, str] | None = None) -> Plan:
     """What a recipe would do: free and frozen channels with reasons, floor, base, budget and verdict; trains nothing.
 
-    Raises UsageError for what cannot be read, traced or counted.
+    Raises UsageError for what cannot be read, traced or counted, the model as well as a teacher.
     """
     recipe = source if isinstance(source, Recipe) else read(source, overrides or {}, budget)
     shape = known_shape(recipe) or images(recipe, torch.device("cpu")).shape
+    refuse_unusable(recipe, shape)
     return draw_up(recipe, full_model(recipe), shape)
 
 

@@ -10,7 +10,8 @@ Its forward passes are counted, so that train-cost holds them; it has no backwar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,16 +86,30 @@ def teacher_of(recipe: Recipe, model: nn.Module, data: Data, device: torch.devic
         raise UsageError("train.teacher: train.step makes the loss by itself; let it ask the teacher, or drop one.")
     if not data.classes:
         raise UsageError(f"train.teacher: it teaches classes, and the targets of {data.name} are none; leave it out.")
-    try:
+    with _named():
         teacher = _built(said, recipe).eval().requires_grad_(False)
         _refuse_other_outputs(teacher, model, data)
         macs = measure(teacher, data.shape).macs
-    except CompressError as error:
-        raise type(error)(f"train.teacher: {error}") from None
     free = recipe.train.memory_format != "contiguous" and runs_in_channels_last(teacher, data.shape, device)
     place(teacher, device, memory_format_of("auto", device, teacher) if free else "contiguous")
     name = said.factory or f"the full {recipe.model.factory}"
     return Teacher(teacher, data, name, macs, said.temperature, said.weight)
+
+
+def refuse_unusable(recipe: Recipe, shape: Shape) -> None:
+    """Raise what `teacher_of` would where a teacher cannot be built, filled or counted; this needs no images."""
+    if recipe.train.teacher is not None:
+        with _named():
+            measure(_built(recipe.train.teacher, recipe).eval(), shape)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Let errors say that the teacher is meant."""
+    try:
+        yield
+    except CompressError as error:
+        raise type(error)(f"train.teacher: {error}") from None
 
 
 def _built(said: keys.Teacher, recipe: Recipe) -> nn.Module:

@@ -350,6 +350,14 @@ def test_what_cannot_teach_is_told_in_a_sentence_before_training(shop: Path, nam
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("name", ["drawn", "full and drawn", "no file", "no weights", "other weights", "no factory"])
+def test_a_plan_tells_it_too_where_no_images_are_needed_to_know(shop: Path, name: str) -> None:
+    teacher, said, kind, says = WRONG[name]
+    with pytest.raises(kind, match=rf"^train\.teacher: .*{says}"):
+        compress.plan(recipe(teacher, **said).placed(shop))
+    assert compress.plan(recipe().placed(shop)).feasible
+
+
 def test_the_network_of_a_run_by_somebody_elses_code_is_not_imported_unasked(finished: Finished, shop: Path) -> None:
     tensors = safetensors.torch.load_file(finished.out / "model.safetensors")
     structure = {"factory": "antigravity:net", "args": {}, "depths": {}, "cuts": []}
