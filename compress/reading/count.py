@@ -221,11 +221,13 @@ def _operations(traced: Trace) -> tuple[list[Operation], set[Buffer], dict[Buffe
     room for their output even where torch writes over their operand.
     """
     held = {_storage(t) for module in traced.model.modules() for t in flat(list(vars(module).values()))}
-    made = {_storage(out) for call in traced.calls for out in flat(call.out)}
     read = [tensor for call in traced.calls for tensor in call.tensors]
-    tensors: dict[Buffer, Tensor] = {
-        _storage(t): t for t in read if t.is_meta and _storage(t) not in held and _storage(t) not in made
-    }
+    tensors: dict[Buffer, Tensor] = {}
+    made: set[Buffer] = set()
+    for call in traced.calls:  # an input is read before any operator makes it; a view of it is the same storage
+        unmade = {_storage(t): t for t in call.tensors if t.is_meta and _storage(t) not in held | made}
+        tensors = unmade | tensors
+        made |= {_storage(out) for out in flat(call.out)}
     inputs, wanted = set(tensors), {_storage(tensor) for tensor in (*read, *traced.outputs)}
     operations: list[Operation] = []
     for call in traced.calls:

@@ -65,6 +65,39 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
 }  # fmt: skip
 
 
+class Viewed(nn.Module):
+    """A view of the input, and a small net behind it."""
+
+    def __init__(self, view: Callable[[Tensor], Tensor], channels: int) -> None:
+        super().__init__()
+        self.view = view
+        self.a, self.b = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(self.a(self.view(x)).relu()).mean((2, 3)))
+
+
+def focus(x: Tensor) -> Tensor:
+    """Every other pixel, the four pictures side by side, as detectors begin."""
+    return torch.cat([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+
+
+VIEWS: dict[str, tuple[Callable[[Tensor], Tensor], int, Shape]] = {  # and the channels that come out
+    "one channel of three": (lambda x: x[:, :1], 1, (3, 8, 8)),
+    "the middle of a picture": (lambda x: x[..., 2:-2, 2:-2], 3, (3, 12, 12)),
+    "channels last": (lambda x: x.permute(0, 3, 1, 2), 3, (8, 8, 3)),
+    "no channel axis": (lambda x: x.unsqueeze(1), 1, (8, 8)),
+    "a flat picture": (lambda x: x.view(-1, 3, 8, 8), 3, (192,)),
+    "flattened and back": (lambda x: x.flatten(1).view(-1, 3, 8, 8), 3, (3, 8, 8)),
+    "turned": (lambda x: x.transpose(2, 3), 3, (3, 8, 8)),
+    "one of two pictures": (lambda x: x[:, 0], 3, (2, 3, 8, 8)),
+    "split": (lambda x: x.split(2, 1)[0], 2, (4, 8, 8)),
+    "focus": (focus, 12, (3, 16, 16)),
+}
+NETS |= {name: (lambda v=v, c=c: Viewed(v, c), shape) for name, (v, c, shape) in VIEWS.items()}  # type: ignore[misc]
+
+
 WRITES_OVER = [  # of the operators of these networks: element by element, and one node in an ONNX file
     "aten.relu", "aten.sigmoid", "aten.add", "aten.add_", "aten.mul", "aten.native_batch_norm",
     "aten._native_batch_norm_legit", "aten._native_batch_norm_legit_no_training"]  # fmt: skip
@@ -247,7 +280,7 @@ def in_the_file(model: nn.Module, shape: Shape) -> int | None:
         return onnx_count.count(to_onnx(to_program(model.eval(), torch.zeros(2, *shape)), ["images"])).memory
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "gates", "silu", "read again", "resnet, convolved"])
+@pytest.mark.parametrize("name", [*PUBLISHED, *VIEWS, "gates", "silu", "read again", "resnet, convolved"])
 def test_the_exported_file_has_the_same_peak(name: str) -> None:
     make, shape = (PUBLISHED | NETS)[name]
     model = make()
