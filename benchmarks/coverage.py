@@ -32,8 +32,10 @@ from compress.export.translate import to_onnx, to_program
 from compress.reading.ghost import flat
 from compress.reading.graph import Graph
 from compress.reading.measure import measure
-from compress.surgery.finalize import silence
-from compress.surgery.surgeon import Surgeon, fit, survey
+from compress.surgery.proof import silence
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
+from compress.surgery.tensors import fit
 
 LIMITS = (1e-10, 1e-10, 1e-4)  # of widening and narrowing in float64, and of ONNX in float32, times the largest output
 CLASSIFIERS = [

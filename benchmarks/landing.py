@@ -38,7 +38,8 @@ from compress.budget.price import Price
 from compress.errors import CompressError, Infeasible
 from compress.export.onnx import file as onnx_file
 from compress.reading.graph import Graph
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 
 SHARES = (0.2, 0.35, 0.5, 0.7, 0.9)
 ALIGNS = (1, 8, 16)

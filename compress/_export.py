@@ -30,7 +30,7 @@ from compress.reading.measure import measure
 from compress.recipe.arguments import beside, source_of, stated
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct
-from compress.surgery.surgeon import survey
+from compress.surgery.survey import survey
 from compress.surgery.weights import fill, read_weights
 from compress.training.data import Data, load
 from compress.training.events import Doing, Listener, silent

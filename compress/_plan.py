@@ -24,7 +24,8 @@ from compress.reading.measure import measure
 from compress.recipe.file import read
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct
-from compress.surgery.surgeon import Hold, Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import Hold, survey
 from compress.surgery.weights import fill, read_weights
 from compress.training.data import Data, load
 from compress.training.teacher import refuse_unusable

@@ -28,7 +28,8 @@ from compress.reading.inputs import Shape
 from compress.recipe import settings
 from compress.recipe.step import Course
 from compress.surgery.stages import Depths, Stage
-from compress.surgery.surgeon import Columns, Surgeon
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.tensors import Columns
 from compress.surgery.wires import Cuts
 from compress.training.optim import descent
 from compress.training.train import Loop, Score, Trained

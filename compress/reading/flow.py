@@ -42,6 +42,7 @@ class Flow:
         self._refs: dict[int, Ref] = {}  # id of a view of a parameter -> the parameter
         self._parent: list[int] = [FIXED, ABSENT]
         self._why: dict[int, str] = {}
+        self._parted: dict[int, str] = {}  # an id of which an operator saw some of the others without it
         self._opaque: dict[str, str] = {}  # parameters that something unknown is done with
         tensors = dict([*traced.model.named_parameters(), *traced.model.named_buffers()])
         self._sizes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -72,6 +73,11 @@ class Flow:
         for unit, why in self._why.items():
             reasons.setdefault(int(self._root[unit]), why)
         return reasons
+
+    @cached_property
+    def parted(self) -> dict[int, str]:
+        """Where an operator takes some of the channels among which a unit is, and not others."""
+        return {int(self._root[unit]): where for unit, where in reversed(self._parted.items())}
 
     @property
     def is_whole(self) -> bool:
@@ -148,6 +154,15 @@ class Flow:
         for unit in torch.unique(channels.small(ids)).tolist():
             if unit > ABSENT:
                 self._why.setdefault(unit, self._reason(why))
+
+    def part(self, ids: Tensor, parts: Any) -> None:
+        """The operator at hand takes these parts of the channels."""
+        assert self._call is not None
+        if channels.held(ids):
+            whole = torch.unique(channels.small(ids))
+            if any(0 < len(torch.unique(channels.small(one))) < len(whole) for one in flat(parts)):
+                for unit in whole.tolist():
+                    self._parted.setdefault(unit, _where(self._call))
 
     def multiplies(self, name: str) -> None:
         """The operator at hand multiplies with this parameter, so its MACs follow the parameter's size."""

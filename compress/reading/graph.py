@@ -78,6 +78,7 @@ class Graph:
     free_params: int  # as read: parameters that removing channels of free spaces would delete
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # convolution weight -> its kernel, in pixels
     notes: tuple[str, ...] = ()  # operators that no rule knows
+    parted: Mapping[str, str] = field(default_factory=dict)  # spaces of which an operator takes a part -> where it runs
 
     @cached_property
     def free(self) -> tuple[str, ...]:
@@ -162,7 +163,7 @@ def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None, 
 
     `hold` names spaces that stay as they are, each with its reason; a price alone needs no `lessons`, which are
     the pass in training mode. Raises UsageError where the model cannot be traced or has no such space. What a model's
-    Python does with a changed width is not known here: `surgery.surgeon.survey` tries it.
+    Python does with a changed width is not known here: `surgery.survey` tries it.
     """
     traced = trace(model, shape)
     traced = taught(traced, shape) if lessons else traced
@@ -174,9 +175,9 @@ def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None, 
     free = {unit: name for name, space in spaces.items() if space.frozen is None for unit in space.units}
     widths = {name: space.width for name, space in spaces.items() if space.frozen is None}
     price = Tally(traced, units, free, widths, flow.weights, flow.holds, flow.top).price()
-    return Graph(
-        plainly(shape), slots, spaces, price, _free_params(traced, units, free), _kernels(traced), tuple(flow.notes)
-    )
+    parted = {free[unit]: where for unit, where in flow.parted.items() if unit in free}
+    params, kernels = _free_params(traced, units, free), _kernels(traced)
+    return Graph(plainly(shape), slots, spaces, price, params, kernels, tuple(flow.notes), parted)
 
 
 def _spaces(

@@ -49,6 +49,10 @@ class Channels(Protocol):
         """These channels keep their number."""
         ...
 
+    def part(self, ids: Tensor, parts: Any) -> None:
+        """The operator at hand takes these parts of the channels."""
+        ...
+
     def multiplies(self, name: str) -> None:
         """The operator at hand multiplies with this parameter, so its MACs follow the parameter's size."""
         ...

@@ -135,7 +135,10 @@ def _follow(flow: Channels, ref: Ref, tensor: Tensor, ids: Tensor) -> None:
 
 def move(flow: Channels, call: Call) -> Any:
     """What only moves data does the same to ids."""
-    return call.func(flow.ids(call.args[0]), *call.args[1:], **call.kwargs)
+    ids = flow.ids(call.args[0])
+    moved = call.func(ids, *call.args[1:], **call.kwargs)
+    flow.part(ids, moved)
+    return moved
 
 
 def turn(flow: Channels, call: Call) -> Any:
@@ -190,7 +193,7 @@ def _constants(shape: Sequence[int], new: Sequence[int]) -> list[int]:
     """Where a view cuts an axis in several: those of the new axes that do not follow its length.
 
     Channel shuffles cut [N, C, ...] into [N, groups, C / groups, ...], generators [N, C * H * W] into [N, C, H, W].
-    Where this guess is wrong the model breaks when its width changes, and `surgery.surgeon.survey` sees that.
+    Where this guess is wrong the model breaks when its width changes, and `surgery.survey` sees that.
     """
     axes: list[int] = []
     start = 0

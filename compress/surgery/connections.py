@@ -30,7 +30,9 @@ from compress.reading.calls import probed, traced
 from compress.reading.ghost import copied, ghost
 from compress.reading.inputs import Shape
 from compress.reading.measure import measure
-from compress.surgery.surgeon import Surgeon, survey, swap
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
+from compress.surgery.tensors import swap
 from compress.surgery.wires import Cuts, Layer, Wires, cuts_in, merged, rewire, without
 
 Bools = NDArray[np.bool_]

@@ -25,7 +25,8 @@ from compress.reading.graph import Graph
 from compress.reading.inputs import Batch, Shape, arguments, each, plainly
 from compress.reading.measure import measure
 from compress.surgery.structure import Structure
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 
 DOUBLE = 1e-12  # largest |masked - compact| in float64, times max(1, max |output|)
 SINGLE = 1e-5  # the same in float32
@@ -90,15 +91,6 @@ def plain(model: nn.Module) -> nn.Module:
 def _plain(tensor: Tensor) -> Tensor:
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def silence(model: nn.Module, graph: Graph, space: str, positions: Sequence[int]) -> None:
-    """Mask channels of a space in place: everything that reads them multiplies them by zero."""
-    units = [graph.spaces[space].units[p] for p in positions]
-    for name, dim in graph.spaces[space].consumers:
-        index = np.flatnonzero(np.isin(graph.slots[name, dim].units, units))
-        with torch.no_grad():
-            model.get_parameter(name).index_fill_(dim, torch.from_numpy(index), 0.0)
 
 
 def _cut(masked: nn.Module, shape: Shape, *, silent: bool) -> tuple[nn.Module, dict[str, int]]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from compress.errors import ArtifactError, UsageError
 from compress.surgery.stages import Depths, arrange
-from compress.surgery.surgeon import fit
+from compress.surgery.tensors import fit
 from compress.surgery.wires import Cuts, cuts_in, rewire
 
 

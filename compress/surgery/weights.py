@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.errors import ArtifactError, UsageError
-from compress.surgery.surgeon import fit
+from compress.surgery.tensors import fit
 
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 

@@ -25,7 +25,8 @@ from compress.recipe.step import Course
 from compress.surgery.connections import Cuts, cuts_in, prune
 from compress.surgery.stages import Depths, Stage, find
 from compress.surgery.structure import construct
-from compress.surgery.surgeon import Columns, Surgeon
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.tensors import Columns
 from compress.training.average import Average
 from compress.training.data import Data
 from compress.training.draw import draw

@@ -23,7 +23,8 @@ from compress.export.onnx import count as onnx_count
 from compress.export.translate import to_onnx, to_program
 from compress.reading.graph import read
 from compress.reading.measure import measure
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 
 Shape = tuple[int, ...]
 

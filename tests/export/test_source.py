@@ -26,7 +26,8 @@ from compress.export.weights import tensors_of
 from compress.reading.measure import measure
 from compress.surgery.finalize import Compact
 from compress.surgery.structure import Structure, construct
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 
 SHAPE = (3, 8, 8)
 PREPROCESSING = Preprocessing.of_inputs(

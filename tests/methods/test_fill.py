@@ -10,7 +10,8 @@ from compress.budget.limits import Budget
 from compress.methods.autogrow.fill import deeper, fill_with_depth, whole_blocks
 from compress.reading.measure import measure
 from compress.surgery.stages import Stage, find
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 
 # Parameters of one grown block in each stage, and its MACs, equal in all stages; algorithms of AutoGrow, table 6.
 BLOCKS: dict[str, tuple[Callable[..., nn.Module], int, tuple[int, ...], int]] = {

@@ -21,7 +21,7 @@ from compress.reading.graph import read
 from compress.recipe.settings import Recipe
 from compress.surgery.ranking import importance
 from compress.surgery.structure import construct
-from compress.surgery.surgeon import survey
+from compress.surgery.survey import survey
 from compress.training.events import Event, Noted
 
 NET = """

@@ -21,7 +21,8 @@ from compress.reading.graph import Graph
 from compress.recipe.settings import Recipe
 from compress.surgery.shapes import widths_of
 from compress.surgery.structure import Structure
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 from compress.training.bench import Bench
 from compress.training.train import lr_at
 

@@ -16,9 +16,12 @@ from compress.reading.ghost import flat
 from compress.reading.graph import Graph
 from compress.reading.inputs import Shape, each
 from compress.reading.measure import measure
-from compress.surgery.finalize import finalize, silence
+from compress.surgery.finalize import finalize
+from compress.surgery.proof import silence
 from compress.surgery.structure import Structure
-from compress.surgery.surgeon import Surgeon, fit, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
+from compress.surgery.tensors import fit
 
 SHAPE = (3, 8, 8)
 C = 6

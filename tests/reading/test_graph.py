@@ -16,7 +16,8 @@ from compress import models
 from compress.errors import UsageError
 from compress.reading.graph import Graph, read
 from compress.reading.measure import measure
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 
 SHAPE = (3, 8, 8)
 C = 6

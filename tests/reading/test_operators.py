@@ -18,7 +18,7 @@ from compress.reading.graph import read
 from compress.reading.measure import measure
 from compress.reading.operators import OVER, Operator
 from compress.surgery.connections import Wiring, cut
-from compress.surgery.surgeon import survey
+from compress.surgery.survey import survey
 
 SHAPE = (3, 8, 8)
 

@@ -26,7 +26,8 @@ from compress.reading.measure import measure
 from compress.surgery.connections import Bools, Masks, Wiring, cut, cuts_in, merged, rewire
 from compress.surgery.finalize import finalize
 from compress.surgery.structure import Structure
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 
 SHAPE = (3, 8, 8)
 ARGS: dict[str, dict[str, Any]] = {

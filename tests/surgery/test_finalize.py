@@ -15,9 +15,10 @@ from compress.errors import ArtifactError
 from compress.reading.ghost import copied
 from compress.reading.graph import read
 from compress.reading.measure import measure
-from compress.surgery.finalize import DOUBLE, SINGLE, compare, finalize, plain, silence
+from compress.surgery.finalize import DOUBLE, SINGLE, compare, finalize, plain
+from compress.surgery.proof import silence
 from compress.surgery.structure import Structure
-from compress.surgery.surgeon import survey
+from compress.surgery.survey import survey
 
 SHAPE = (3, 8, 8)
 STRUCTURE = Structure("compress.models:vgg", {})

@@ -13,7 +13,8 @@ from compress.errors import UsageError
 from compress.reading.measure import measure
 from compress.surgery.stages import arrange, find, last_norm, layout
 from compress.surgery.structure import Structure
-from compress.surgery.surgeon import Surgeon, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
 
 SHAPE = (1, 8, 8)
 

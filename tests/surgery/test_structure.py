@@ -15,7 +15,9 @@ from compress import models
 from compress.errors import ArtifactError, UsageError
 from compress.reading.graph import read
 from compress.surgery.structure import Structure, construct, locate
-from compress.surgery.surgeon import Surgeon, fit, survey
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
+from compress.surgery.tensors import fit
 
 SHAPE = (3, 8, 8)
 

@@ -18,7 +18,9 @@ from compress.errors import UsageError
 from compress.methods.adenel.diiss import DIISS
 from compress.reading.graph import Graph, read
 from compress.reading.measure import measure
-from compress.surgery.surgeon import Surgeon, survey, take
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import survey
+from compress.surgery.tensors import take
 
 SHAPE = (3, 8, 8)
 C = 6

@@ -1,0 +1,178 @@
+"""What Python does with channels, beyond what operators say, is seen by trying it with numbers."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as fn
+from nets import Net, conv
+from torch import Tensor, nn
+
+from compress.reading.graph import read
+from compress.surgery.proof import Proof
+from compress.surgery.surgeon import Surgeon
+from compress.surgery.survey import by_halves, survey
+
+SHAPE, C = (3, 12, 12), 16
+Trick = Callable[[Tensor], Tensor]
+
+
+def made(trick: Trick, after: int = C) -> Net:
+    """A convolution, what is done with its channels, another convolution and a head."""
+    forward = lambda s, x: s.fc(fn.relu(s.b(trick(s.a(x)))).mean((2, 3)))  # noqa: E731
+    return Net(forward, a=conv(3, C), b=conv(after, 24), fc=nn.Linear(24, 4))
+
+
+def written(x: Tensor, upto: int) -> Tensor:
+    x = x.clone()
+    x[:, :upto] = x[:, :upto].relu()
+    return x
+
+
+def written_through_a_view(x: Tensor, upto: int) -> Tensor:
+    x[:, :upto].relu_()
+    return x
+
+
+def every_other(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, ::2] = x[:, ::2] * 3
+    return x
+
+
+def of_two(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    one, other = x.split(sizes, 1)
+    return torch.cat([one.sigmoid(), other], 1)
+
+
+def shifted(x: Tensor, parts: int) -> Tensor:
+    k, out = x.shape[1] // parts, torch.zeros_like(x)
+    out[:, :k, 1:], out[:, k : 2 * k, :-1] = x[:, :k, :-1], x[:, k : 2 * k, 1:]
+    out[:, 2 * k :] = x[:, 2 * k :]
+    return out
+
+
+def rolled(x: Tensor) -> Tensor:
+    """Some channels see the picture two pixels to the right."""
+    k = x.shape[1] // 2
+    return torch.cat([x[:, :k], x[:, k:].roll(2, 3)], 1)
+
+
+def normed(x: Tensor) -> Tensor:
+    k = x.shape[1] // 2
+    return torch.cat([fn.instance_norm(x[:, :k]), x[:, k:]], 1)
+
+
+APART: dict[str, Trick] = {
+    "relu on the first eight": lambda x: torch.cat([x[:, :8].relu(), x[:, 8:]], 1),
+    "relu on the first half": lambda x: torch.cat([x[:, : len(x[0]) // 2].relu(), x[:, len(x[0]) // 2 :]], 1),
+    "tanh on the last third": lambda x: torch.cat([x[:, : -(len(x[0]) // 3)], x[:, -(len(x[0]) // 3) :].tanh()], 1),
+    "a quarter is written over": lambda x: written(x, len(x[0]) // 4),
+    "eight are written over": lambda x: written(x, 8),
+    "eight are written over in a view": lambda x: written_through_a_view(x, 8),
+    "every other one": every_other,
+    "split at a quarter": lambda x: of_two(x, [len(x[0]) // 4, len(x[0]) - len(x[0]) // 4]),
+    "split at five": lambda x: of_two(x, [5, len(x[0]) - 5]),
+    "a quarter up, a quarter down": lambda x: shifted(x, 4),
+    "an eighth up, an eighth down": lambda x: shifted(x, 8),
+    "half of them rolled": rolled,
+    "half of them pooled": lambda x: torch.cat(
+        [fn.avg_pool2d(x[:, : len(x[0]) // 2], 3, 1, 1), x[:, len(x[0]) // 2 :]], 1
+    ),
+    "half of them normed": normed,
+    "narrowed": lambda x: torch.cat([x.narrow(1, 0, 4) * 2, x.narrow(1, 4, len(x[0]) - 4)], 1),
+    "in three uneven chunks": lambda x: torch.cat([x.chunk(3, 1)[0] * 2, *x.chunk(3, 1)[1:]], 1),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_channels_that_operators_treat_apart_are_frozen_for_that_reason(name: str) -> None:
+    assert "a" in read(made(APART[name]), SHAPE).free, "the operators alone tell: this needs no trial"
+    graph = survey(made(APART[name]), SHAPE)
+    assert graph.free == ("b",)
+    said = graph.spaces["a"].frozen or ""
+    assert "takes some of its channels apart, and others when their number changes" in said or "breaks when" in said
+
+
+COUNTED: dict[str, Trick] = {
+    "over the root of their number": lambda x: x * x.shape[1] ** -0.5,
+    "over their number": lambda x: x / x.shape[1],
+    "by whether they are many": lambda x: x if x.shape[1] > 12 else -x,
+    "a kernel as large as they are many": lambda x: fn.avg_pool2d(x, 1 + len(x[0]) // 8, 1, len(x[0]) // 16),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_a_model_computes_from_the_number_of_channels_keeps_that_number(name: str) -> None:
+    graph = survey(made(COUNTED[name]), SHAPE)
+    assert graph.free == ("b",)
+    said = graph.spaces["a"].frozen or ""
+    assert "computes something else when their number changes" in said or "breaks when" in said
+
+
+ALIKE: dict[str, Trick] = {
+    "two halves, one of them through relu": lambda x: torch.cat([x.chunk(2, 1)[0].relu(), x.chunk(2, 1)[1]], 1),
+    "two halves that change places": lambda x: torch.cat(x.split(len(x[0]) // 2, 1)[::-1], 1),
+    "pixels cut off": lambda x: torch.cat([x[:, :, 2:], x[:, :, :2].relu()], 2),
+    "shuffled": lambda x: fn.channel_shuffle(x, 2),
+    "all of them": lambda x: x[:, :] + x.narrow(1, 0, x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_treats_all_channels_alike_stays_free(name: str) -> None:
+    assert survey(made(ALIKE[name]), SHAPE).free == ("a", "b")
+
+
+def test_a_trial_sees_what_cutting_the_silent_channels_of_such_a_net_would_do() -> None:
+    graph = read(made(APART["relu on the first eight"]), SHAPE)
+    proof = Proof(made(APART["relu on the first eight"]), graph)
+    assert (proof.dtype, proof.fails(["a"]), proof.fails(["b"]), proof.fails(["b", "a"])) == (
+        torch.float64, True, False, True,
+    )  # fmt: skip
+
+
+def test_a_net_that_insists_on_float32_is_tried_in_that() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        y = net.a(x)
+        return net.fc(net.b(torch.cat([y[:, :5], y[:, 5:].relu()], 1)).mean((2, 3)) + torch.eye(24)[:1].float())
+
+    net = Net(lambda s, x: forward(s, x.float()), a=conv(3, C), b=conv(C, 24), fc=nn.Linear(24, 4))
+    assert Proof(net, read(net, SHAPE)).dtype == torch.float32
+    assert survey(net, SHAPE).free == ()  # a fixed row meets b
+
+
+def test_what_does_not_run_with_numbers_or_throws_dice_is_not_told_by_them() -> None:
+    def picky(x: Tensor) -> Tensor:
+        if x.device.type != "meta" and bool(x.abs().max() > 0):
+            raise ValueError("not these numbers")
+        return x
+
+    net = made(picky)
+    assert Proof(net, read(net, SHAPE)).dtype is None
+    assert survey(net, SHAPE).free == ("a", "b")
+
+
+def test_roots_and_logarithms_are_tried_with_positive_numbers() -> None:
+    net = made(lambda x: x.log())
+    net.a.bias = nn.Parameter(torch.ones(C))  # type: ignore[assignment]
+    assert survey(net, SHAPE).free == ("a", "b")
+
+
+@pytest.mark.parametrize("bad", [set(), {3}, {0, 7}, {1, 2, 5}, set(range(8))])
+def test_halving_finds_all_that_fail_and_no_other(bad: set[int]) -> None:
+    names, trials = [str(number) for number in range(8)], []
+
+    def fails(some: Sequence[str]) -> bool:
+        trials.append(some)
+        return any(int(name) in bad for name in some)
+
+    assert set(by_halves(names, fails)) == {str(number) for number in bad}
+    assert len(trials) <= 1 + 2 * len(bad) * 3
+
+
+def test_a_run_never_cuts_what_would_change_the_net() -> None:
+    net = made(APART["a quarter up, a quarter down"]).eval()
+    surgeon = Surgeon(net, survey(net, SHAPE))
+    with pytest.raises(Exception, match=r"a cannot change its width: .* apart"):
+        surgeon.narrow("a", range(8))
