@@ -25,7 +25,7 @@ LARGEST = 64  # pixels a side that the short backbone is for
 LEFT = 3  # pixels a side that its blocks leave
 LATER = 3.4  # widths of its later blocks, of the first one's: 40-136-136 within 43 MFLOPs was the best known
 BEGIN = 0.5  # of the full net's filters, that the seed has: growing decides about the rest
-WIDEST = 1024  # filters of a first block: where the budget does not say how wide
+WIDEST = 1024  # fewer filters than that has a first block: where the budget does not say how wide
 
 SEEN = 2_200_000  # training images, each time that one is seen: CIFAR-10's 45,000 in 49 epochs
 COST = 1e14  # MACs x images, an hour on two cores that compute in bf16 ...
@@ -84,6 +84,8 @@ def choose(facts: Facts, budget: str | None) -> Choice:
             f"{facts.source}: a network is chosen for images of classes alone; name one of yours, as in "
             "compress init ./net.py:build DATA."
         )
+    if facts.classes == 1:
+        raise UsageError(f"{facts.source}: all images are of one class; a network is chosen to tell two or more apart.")
     side = min(facts.image[1:])
     make, what = (_short, "short") if side <= LARGEST else (_preact, "preact")
     if side < 4:
@@ -104,8 +106,7 @@ def choose(facts: Facts, budget: str | None) -> Choice:
         method=tuple(_method(facts, epochs, graph)),
         reasons=(
             f"{what}: {_why(facts, args)}",
-            f"full net of {'-'.join(map(str, args['widths']))}: the widest of these proportions that keeps the budget",
-            f"seed of {BEGIN:.0%} of its filters, so that about {GROWTHS} growths fill the budget",
+            *_sizes(args["widths"]),
             f"train-cost of {epochs} epochs of the full net, {cost:.1e} MACs x images: {span}; {_time(seconds)} on two "
             "cores with bf16",
             f"variation: {_variation(crop, cutout, mirrored)}",
@@ -151,7 +152,19 @@ def _why(facts: Facts, args: dict[str, Any]) -> str:
     if side > LARGEST:
         return f"residual, its stem narrows {side} px to a quarter; images of {LARGEST} px or less would be cheaper"
     blocks = len(args["widths"])
-    return f"{blocks} blocks leave {(side - 1) >> blocks} px of {side}; at 32 px ahead of VGG and ResNet at equal cost"
+    leave = f"{blocks} blocks leave" if blocks > 1 else "1 block leaves"
+    return f"{leave} {(side - 1) >> blocks} px of {side}; at 32 px ahead of VGG and ResNet at equal cost"
+
+
+def _sizes(widths: list[int]) -> tuple[str, str]:
+    """Why the full net is as wide as it is, and the seed."""
+    full, seed = f"full net of {'-'.join(map(str, widths))}", f"seed of {BEGIN:.0%} of its filters"
+    if widths[0] == WIDEST - 1:
+        return f"{full}: as wide as one is chosen; the budget has room for more", f"{seed}, which grow"
+    return (
+        f"{full}: the widest of these proportions that keeps the budget",
+        f"{seed}, so that about {GROWTHS} growths fill the budget",
+    )
 
 
 def _fitting(
@@ -241,7 +254,10 @@ def _epochs_of(count: int) -> str:
 
 
 def _variation(crop: int, cutout: int, mirrored: bool) -> str:
-    parts = [f"shifts of up to {crop} px", "mirrored, as photographs may be" if mirrored else "not mirrored"]
+    parts = [
+        f"shifts of up to {crop} px" if crop else "not shifted",
+        "mirrored, as photographs may be" if mirrored else "not mirrored",
+    ]
     return ", ".join(parts + [f"squares of {cutout} px blanked, since training is long"] * bool(cutout))
 
 

@@ -55,6 +55,21 @@ def test_within_the_published_budget_it_is_the_net_that_was_measured() -> None:
     assert choose(facts(), "43MFLOPs, 0.58Mparams").args["widths"] == [40, 136, 136]
 
 
+def test_a_budget_with_room_for_more_than_the_widest_net_is_not_said_to_be_filled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("compress.choice.WIDEST", 8)
+    full, seed = choose(facts(8), "1TFLOPs").reasons[1:3]
+    assert full == "full net of 7-24: as wide as one is chosen; the budget has room for more"
+    assert "fill the budget" not in seed
+
+
+def test_one_block_is_told_as_one_and_a_shift_by_nothing_as_none() -> None:
+    why, *_, variation = choose(facts(4, channels=1), "200kMACs").reasons
+    assert why.startswith("short: 1 block leaves 1 px of 4;")
+    assert variation.startswith("variation: not shifted, ")
+
+
 def test_larger_images_get_the_residual_net_with_a_stem_that_narrows_them() -> None:
     choice = choose(facts(96), "20MMACs")
     assert (choice.factory, choice.args["stem"]) == ("compress.models:preact", "imagenet")
@@ -122,6 +137,7 @@ def test_only_colour_photographs_are_mirrored_and_only_long_trainings_blank_squa
         ({}, None, "without a model, say what it may cost"),
         ({}, "50%", "a share of the base model, unknown here"),
         ({"classes": 0}, "1MMACs", "chosen for images of classes alone; name one of yours"),
+        ({"classes": 1}, "1MMACs", "all images are of one class; a network is chosen to tell two or more apart"),
         ({"shape": ((3, 32, 32), (4,))}, "1MMACs", "chosen for images of classes alone"),
         ({"image": (3, 3, 9), "shape": (3, 3, 9)}, "1MMACs", "images of 3 px are too small"),
     ],
