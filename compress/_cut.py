@@ -83,7 +83,7 @@ def cut(
         raise UsageError("Say what is to come of it, in one of three ways: to 10M,20MMACs, a score to keep, or a drop.")
     source = Path(folder)
     report = _sound(source)
-    recipe = _refitting(source, overrides or {}, start, epochs)
+    recipe = refitting(source, report, overrides or {}, start, epochs)
     target = Path(out) if out is not None else default_out(f"{source.name}-cut")
     if target.exists() and not resume:
         raise UsageError(f"{target} exists already; name another folder with --out, remove it, or go on with --resume")
@@ -117,7 +117,8 @@ def budgets(to: str) -> list[str]:
     amounts = [parse(part) for part in parts]
     if timed := [amount.text for amount in amounts if threads(amount.unit)]:
         raise UsageError(f"--to: {timed[0]} is a time, measured once a network is finished; write an amount: 10MMACs")
-    if twins := [part for part in parts if parts.count(part) > 1]:
+    whole = [(amount.value, amount.share, amount.unit) for amount in amounts]
+    if twins := [amount.text for at, amount in enumerate(amounts) if whole[at] in whole[:at]]:
         raise UsageError(f"--to: {twins[0]} is there twice; keep it once")
     return parts
 
@@ -227,10 +228,11 @@ def _sound(source: Path) -> Report:
     return Report.read(source / "report.json")
 
 
-def _refitting(source: Path, overrides: Mapping[str, str], start: str, epochs: float | None) -> Recipe:
+def refitting(source: Path, report: Report, overrides: Mapping[str, str], start: str, epochs: float | None) -> Recipe:
     """The run's recipe, with its methods replaced by refitting."""
     recipe = read(source / "recipe.yaml", overrides, root=Path.cwd())
-    known = recipe.methods[-1].last_epochs
+    stated = recipe.train.cost is not None  # then the last stage was as long as that paid for
+    known = report.history[-1].epoch if stated else recipe.methods[-1].last_epochs
     tuning = epochs if epochs is not None else max(1.0, known / SHARE) if known else USUAL
     values: dict[str, Any] = {"method": another(str(source), start, tuning), "steps": None}
     values["export"] = recipe.export.model_dump() | {"states": False}

@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 from conftest import TINY, Finished
+from reports import COUNTED, build
 
-from compress._cut import NEAR, PROBES, Cut, budgets, cut, rounded, written
+from compress._cut import NEAR, PROBES, Cut, budgets, cut, refitting, rounded, written
 from compress._plan import methods_of
 from compress._run import develop, prepare, run
 from compress.budget.units import parse
@@ -94,6 +95,18 @@ def test_an_amount_without_a_unit_has_the_next_ones() -> None:
     assert budgets("64Ki,1MiB") == ["64KiB", "1MiB"]
     with pytest.raises(UsageError, match="has no unit; write '30MMACs'"):
         budgets("10MMACs,30M")
+
+
+def test_an_amount_that_is_there_twice_is_refused_however_it_is_written() -> None:
+    for to, twin in (("10M,10MMACs", "10MMACs"), ("1MMACs,1000kMACs", "1000kMACs"), ("30kMACs,30 kMACs", "30 kMACs")):
+        with pytest.raises(UsageError, match=f"--to: {twin} is there twice"):
+            budgets(to)
+
+
+def test_tuning_lasts_a_quarter_of_the_last_stage_also_where_a_train_cost_said_how_long_that_was() -> None:
+    report = build(history=[{"event": "tune", "step": 9, **COUNTED, "epoch": 48.0}])
+    assert refitting(Path("old"), report, {"train.cost": "1e9"}, "end", None).methods[0].last_epochs == 12
+    assert refitting(Path("old"), report, {"method.tune.epochs": "20"}, "end", None).methods[0].last_epochs == 5
 
 
 @pytest.mark.parametrize("size", [1, 999, 1000, 1230, 149_660, 10**6, 43_000_000, 1_234_567_890])
