@@ -156,9 +156,22 @@ def develop(bench: Bench, methods: Sequence[Method[Any]], work: Path) -> int | N
             checkpoint.save(work, bench.model, bench.optimizer, books, bench.learnt, bench.average.tensors)
         bench.leave(why)
         if bench.at + 1 == len(methods):
+            _tell_overspent(bench)
             return resumed
         bench.enter(bench.at + 1)
         state = methods[bench.at].init(bench)
+
+
+def _tell_overspent(bench: Bench) -> None:
+    """Warn where more was spent than the recipe states: growing, say, is not cut short."""
+    stated = bench.recipe.train.cost
+    if stated is not None and bench.spent > stated:
+        bench.listen(
+            Warned(
+                f"train.cost: {stated:.3g} MACs x images are stated and {bench.spent:.3g} were spent, for it shortens "
+                "the last stage alone, to one step at least"
+            )
+        )
 
 
 def _shelve(bench: Bench, work: Path) -> None:

@@ -26,7 +26,7 @@ from compress.export.report import report_schema
 from compress.models import vgg
 from compress.recipe.settings import Recipe
 from compress.training import checkpoint
-from compress.training.events import Begun, Doing, Ended, Entered, Event, Noted, Progress, Resumed
+from compress.training.events import Begun, Doing, Ended, Entered, Event, Noted, Progress, Resumed, Warned
 
 ROOT = Path(__file__).resolve().parent.parent
 NET: dict[str, Any] = {"widths": [16, 24], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8}
@@ -376,3 +376,21 @@ def test_without_a_name_the_newest_unfinished_run_is_resumed_else_the_finished_o
     os.utime(tmp_path / "runs" / "recipe-3.partial", (0, 2**32))
     with pytest.raises(UsageError, match=r"runs/recipe-3\.partial/checkpoint\.safetensors: not a whole checkpoint"):
         run(recipe(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("stated", "steps", "told"), [(1e6, 8, []), (1e5, 1, ["1e+05 MACs x images are stated and 1.17e+05"])]
+)
+def test_more_training_than_the_stated_train_cost_pays_for_is_told_with_what_was_spent(
+    stated: float, steps: int, told: list[str], tmp_path: Path
+) -> None:
+    """A step costs 100 x (9 x 2 x 64 + 2 x 10) = 117,200: one 3x3 convolution of 8 x 8 pixels, and the classes."""
+    args = {**NET, "widths": [2], "pools": []}
+    said = SMALL | {"model": {"factory": "compress.models:vgg", "args": args}, "budget": "100kMACs"}
+    said |= {"train": {"batch": 100, "cost": stated}, "method": {"name": "scratch", "epochs": 1}}
+    heard = list[Event]()
+    lab, _ = prepare(Recipe.model_validate(said), "cpu", heard.append)
+    develop(lab, methods_of(lab.recipe), tmp_path)
+    assert lab.step == steps
+    texts = [event.text for event in heard if isinstance(event, Warned)]
+    assert [text.removeprefix("train.cost: ").split(" were")[0] for text in texts] == told

@@ -158,7 +158,7 @@ class Train(Keys):
     """Images a step; 128 is what the published results used."""
     cost: Positive | None = None
     """Train-cost of the whole run, MACs x images (forward): the last stage lasts as long as what is left of it pays
-    for, in place of its epochs. null: as the epochs say."""
+    for, in place of its epochs, one step at least; what comes before is not cut short. null: as the epochs say."""
     optimizer: Literal["sgd", "muon"] = "sgd"
     """What trains: SGD, or Muon for the filters of convolutions (Jordan et al. 2024) and SGD for all else."""
     lr: Positive = 0.1
