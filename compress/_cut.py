@@ -81,6 +81,8 @@ def cut(
     """
     if sum(wish is not None for wish in (to, keep_score, max_drop)) != 1:
         raise UsageError("Say what is to come of it, in one of three ways: to 10M,20MMACs, a score to keep, or a drop.")
+    if keep_score is not None and not math.isfinite(keep_score):
+        raise UsageError(f"{keep_score} is no score that a net can keep; write a number: 0.97")
     source = Path(folder)
     report = _sound(source)
     recipe = refitting(source, report, overrides or {}, start, epochs)

@@ -245,6 +245,7 @@ WRONG: list[tuple[dict[str, Any], type[CompressError], str]] = [
     ({"to": "5ms@onnxruntime-cpu/1"}, UsageError, "is a time, measured once a network is finished"),
     ({"to": "30kMACs,30kMACs"}, UsageError, "30kMACs is there twice"),
     ({"to": "30kMACs,100MACs"}, Infeasible, "100MACs is less than"),
+    ({"keep_score": float("nan")}, UsageError, "nan is no score that a net can keep"),
     ({"keep_score": 97}, UsageError, "is a fraction of 1, and 97 is more; write 0.97"),
     ({"keep_score": 0.9999}, UsageError, r"old has a score of .* itself .* below 0\.9999"),
     ({"to": "30kMACs", "out": "old"}, UsageError, "old exists already; name another folder with --out"),
