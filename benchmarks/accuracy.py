@@ -105,8 +105,36 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
+WHOLE = "43MFLOPs, 0.58Mparams"  # on all images, for a short while
+WHOLE_DATA = {**DATA, "train": None, "val": 5_000, "cutout": 8}
+WHOLE_TRAIN = {
+    **TRAIN,
+    "cost": 3.0e13,
+    "lr": 0.25,
+    "muon_decay": 0.05,
+    "weight_decay": 7e-4,
+    "label_smoothing": 0.15,
+    "ema": 0.998,
+}
+LARGE = hand(40, 136, 136)
+DEEPER = {"factory": "compress.models:short", "args": {"widths": [40, 108, 104], "convs": 3}}
+SOON = {**LATE, "round": "1 epoch", "filters": 26, "warmup": "1 epoch"}
+WHOLE_ARMS: dict[str, dict[str, Any]] = {
+    "scratch": LARGE,
+    "SGD": {**LARGE, "train": {"optimizer": "sgd"}},
+    "three convolutions a block": {"model": DEEPER, "method": HAND},
+    "three convolutions a block, SGD": {"model": DEEPER, "method": HAND, "train": {"optimizer": "sgd"}},
+    "no cutout": {**LARGE, "data": {"cutout": 0}},
+    "decay times 2": {**LARGE, "train": {"weight_decay": 1.4e-3, "muon_decay": 0.1}},
+    "late, all": {"model": LARGE["model"], "method": {**SOON, "grow": "all"}},
+    "late, score": {"model": LARGE["model"], "method": SOON},
+}
+
+
 def arms_of(budget: str) -> dict[str, dict[str, Any]]:
     """The arms of a budget: all where all is tried, elsewhere those that grow and their controls."""
+    if budget == WHOLE:
+        return WHOLE_ARMS
     arms = ARMS if budget == MAIN else {"scratch": hand(*HANDS[budget]), **GROWTHS}
     found = [row for row in rows() if (row["arm"], row["seed"], row["budget"]) == ("score", 0, budget)]
     pairs = [found[0]["widths"][at : at + 2] for at in (0, 2, 4)] if found else []
@@ -122,8 +150,8 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 def recipe_of(arm: str, data: Path, seed: int, budget: str) -> Recipe:
     base = {
         "model": SHORT,
-        "data": {"source": "npz", "path": str(data.resolve()), **DATA},
-        "train": TRAIN,
+        "data": {"source": "npz", "path": str(data.resolve()), **(WHOLE_DATA if budget == WHOLE else DATA)},
+        "train": WHOLE_TRAIN if budget == WHOLE else TRAIN,
         "checkpoint": "1000 epochs",
         "budget": budget,
         "seed": seed,
@@ -186,16 +214,17 @@ def missing(arms: list[str], seeds: list[int], budget: str) -> Iterator[tuple[st
 def written(seeds: list[int]) -> str:
     """The whole page."""
     head = "# How accurate a network within a budget becomes, at equal train-cost\n"
-    arms = {budget: [*arms_of(budget)] for budget in HANDS}
-    return "\n".join([head, NOTES.read_text(), page(rows(), arms, seeds, COST)])
+    arms = {budget: [*arms_of(budget)] for budget in (*HANDS, WHOLE)}
+    costs = {budget: WHOLE_TRAIN["cost"] if budget == WHOLE else COST for budget in arms}
+    return "\n".join([head, NOTES.read_text(), page(rows(), arms, seeds, costs)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--arms", nargs="+", default=[*ARMS, SHAPE])
+    parser.add_argument("--arms", nargs="+", default=list({**ARMS, SHAPE: 0, **WHOLE_ARMS}))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", default=MAIN, choices=list(HANDS))
+    parser.add_argument("--budget", default=MAIN, choices=[*HANDS, WHOLE])
     args = parser.parse_args()
     torch.set_num_threads(1)
     for arm, seed in missing(args.arms, args.seeds, args.budget) if args.data else ():

@@ -11,7 +11,9 @@ CONTROL = "scratch"
 Row = Mapping[str, Any]
 
 
-def page(rows: Sequence[Row], arms: Mapping[str, Sequence[str]], seeds: Sequence[int], cost: float) -> str:
+def page(
+    rows: Sequence[Row], arms: Mapping[str, Sequence[str]], seeds: Sequence[int], costs: Mapping[str, float]
+) -> str:
     """The tables of all rows. What is missing of a budget's arms and these seeds is said."""
     lines = []
     for budget, its in arms.items():
@@ -19,7 +21,7 @@ def page(rows: Sequence[Row], arms: Mapping[str, Sequence[str]], seeds: Sequence
         for row in rows:
             if row["budget"] == budget:
                 mine[row["arm"]][row["seed"]] = row
-        lines += [f"## Within {budget}", "", *_table(mine), ""]
+        lines += [f"## Within {budget}, {costs[budget]:.1e} MACs x images", "", *_table(mine), ""]
         absent = [
             f"{arm} ({len(seeds) - len(of)} of {len(seeds)})"
             for arm in its
@@ -27,11 +29,10 @@ def page(rows: Sequence[Row], arms: Mapping[str, Sequence[str]], seeds: Sequence
         ]
         lines += [f"Not run yet: {'; '.join(absent)}." if absent else "Every arm was run with every seed.", ""]
     head = (
-        f"Train-cost of every row: {cost:.1e} MACs x images, forward, or less by one step. ± is the standard deviation"
+        "Every row of a table has its train-cost, forward, or less by one step. ± is the standard deviation over\nseeds; "
+        "the difference is paired, seed by seed, with its standard error."
     )
-    return "\n".join(
-        [f"{head}\nover seeds; the difference is paired, seed by seed, with its standard error.", "", *lines]
-    )
+    return "\n".join([head, "", *lines])
 
 
 def _table(mine: Mapping[str, Mapping[int, Row]]) -> list[str]:

@@ -40,8 +40,12 @@ from compress.surgery.surgeon import Surgeon
 from compress.training import checkpoint
 from compress.training.average import Average
 from compress.training.bench import Bench
+from compress.training.data import Data
 from compress.training.events import Begun, Doing, Event, Listener, Resumed, Warned, silent
 from compress.workplace import RESULT, claim, default_out, publish
+
+
+ALIKE = 0.02  # of pixels from 0 to 1: means of other samples of the same images differ by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ def prepare(recipe: Recipe, device: str, listen: Listener = silent) -> tuple[Ben
     surgeon = Surgeon(model, planned.graph, hold=held(recipe, model))
     bench = Bench(surgeon, data, recipe, planned.budget, place, listen)
     bench.place()
+    _refuse_other_images(recipe, data)
     teacher = bench.teacher  # what is wrong with it is told before anything else begins
     listen(Begun(recipe.model.factory, data, recipe.train.metric, planned.base, planned.seed, planned.budget))
     if teacher:
@@ -244,6 +249,30 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: torch sees no CUDA device here; write --device cpu")
     return device
+
+
+def _refuse_other_images(recipe: Recipe, data: Data) -> None:
+    """Raise UsageError where a teacher from a run's folder learnt other classes, or pixels normalised otherwise."""
+    said = recipe.train.teacher
+    path = recipe.folder / Path(said.weights).expanduser() / "report.json" if said and said.weights else None
+    if path is None or not path.is_file():
+        return
+    known = Report.read(path).preprocessing
+    if [*known.classes] != [*data.classes]:
+        raise UsageError(
+            f"train.teacher: {path.parent.name} learnt the classes {', '.join(known.classes[:5])}, and {data.name} has "
+            f"{', '.join(data.classes[:5])}; both must be the same in the same order"
+        )
+    pairs = zip([*known.mean, *known.std], [*data.mean, *data.std], strict=True)
+    if any(abs(theirs - ours) > ALIKE for theirs, ours in pairs):
+        raise UsageError(
+            f"train.teacher: {path.parent.name} saw pixels less {_triple(known.mean)} over {_triple(known.std)}, and "
+            f"here they are less {_triple(data.mean)} over {_triple(data.std)}; write data.mean and data.std as there"
+        )
+
+
+def _triple(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _lessons(bench: Bench) -> Lessons | None:

@@ -358,6 +358,27 @@ def test_a_plan_tells_it_too_where_no_images_are_needed_to_know(shop: Path, name
     assert compress.plan(recipe().placed(shop)).feasible
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("classes", [*"1023456789"], "taught learnt the classes 1, 0, 2, 3, 4, and digits has 0, 1, 2, 3, 4; both must"),
+        ("mean", [0.5], r"saw pixels less 0\.5 over .* write data\.mean and data\.std as there"),
+        ("std", [0.1], r"over 0\.1, and here they are less 0\.30"),
+    ],
+)
+def test_a_run_that_learnt_other_classes_or_other_pixels_does_not_teach(
+    finished: Finished, shop: Path, key: str, value: list[Any], says: str
+) -> None:
+    shutil.copytree(finished.out, shop / "taught")
+    report = json.loads(Path("taught/report.json").read_text())
+    assert len(report["preprocessing"][key]) == len(value)
+    report["preprocessing"][key] = value
+    Path("taught/report.json").write_text(json.dumps(report))
+    args = {"widths": [16, 24], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8}
+    with pytest.raises(UsageError, match=rf"^train\.teacher: .*{says}"):
+        prepare(recipe({"weights": "taught"}, model={"args": args}), "cpu")
+
+
 def test_the_network_of_a_run_by_somebody_elses_code_is_not_imported_unasked(finished: Finished, shop: Path) -> None:
     tensors = safetensors.torch.load_file(finished.out / "model.safetensors")
     structure = {"factory": "antigravity:net", "args": {}, "depths": {}, "cuts": []}
