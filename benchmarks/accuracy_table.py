@@ -29,8 +29,8 @@ def page(
         ]
         lines += [f"Not run yet: {'; '.join(absent)}." if absent else "Every arm was run with every seed.", ""]
     head = (
-        "Every row of a table has its train-cost, forward, or less by one step. ± is the standard deviation over\nseeds; "
-        "the difference is paired, seed by seed, with its standard error."
+        "Every row of a table has its train-cost, forward, or less by one step. ± is the standard deviation over\n"
+        "seeds; the difference is paired, seed by seed, with its standard error."
     )
     return "\n".join([head, "", *lines])
 
