@@ -110,6 +110,7 @@ WHOLE_DATA = {**DATA, "train": None, "val": 5_000, "cutout": 8}
 WHOLE_TRAIN = {
     **TRAIN,
     "cost": 3.0e13,
+    "optimizer": "sgd",
     "lr": 0.25,
     "muon_decay": 0.05,
     "weight_decay": 7e-4,
@@ -117,15 +118,16 @@ WHOLE_TRAIN = {
     "ema": 0.998,
 }
 LARGE = hand(40, 136, 136)
-DEEPER = {"factory": "compress.models:short", "args": {"widths": [40, 108, 104], "convs": 3}}
+DEEPER = {"factory": "compress.models:short", "args": {"widths": [40, 108, 102], "convs": 3}}
 SOON = {**LATE, "round": "1 epoch", "filters": 26, "warmup": "1 epoch"}
 WHOLE_ARMS: dict[str, dict[str, Any]] = {
     "scratch": LARGE,
-    "SGD": {**LARGE, "train": {"optimizer": "sgd"}},
+    "Muon": {**LARGE, "train": {"optimizer": "muon"}},
     "three convolutions a block": {"model": DEEPER, "method": HAND},
-    "three convolutions a block, SGD": {"model": DEEPER, "method": HAND, "train": {"optimizer": "sgd"}},
     "no cutout": {**LARGE, "data": {"cutout": 0}},
-    "decay times 2": {**LARGE, "train": {"weight_decay": 1.4e-3, "muon_decay": 0.1}},
+    "decay times 2": {**LARGE, "train": {"weight_decay": 1.4e-3}},
+    "rate times 2": {**LARGE, "train": {"lr": 0.5}},
+    "average over fewer steps": {**LARGE, "train": {"ema": 0.99}},
     "late, all": {"model": LARGE["model"], "method": {**SOON, "grow": "all"}},
     "late, score": {"model": LARGE["model"], "method": SOON},
 }

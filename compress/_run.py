@@ -44,7 +44,6 @@ from compress.training.data import Data
 from compress.training.events import Begun, Doing, Event, Listener, Resumed, Warned, silent
 from compress.workplace import RESULT, claim, default_out, publish
 
-
 ALIKE = 0.02  # of pixels from 0 to 1: means of other samples of the same images differ by less
 
 

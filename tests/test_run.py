@@ -379,12 +379,12 @@ def test_without_a_name_the_newest_unfinished_run_is_resumed_else_the_finished_o
 
 
 @pytest.mark.parametrize(
-    ("stated", "steps", "told"), [(1e6, 8, []), (1e5, 1, ["1e+05 MACs x images are stated and 1.17e+05"])]
+    ("stated", "steps", "told"), [(1e6, 4, []), (1e5, 1, ["1e+05 MACs x images are stated and 2.43e+05"])]
 )
 def test_more_training_than_the_stated_train_cost_pays_for_is_told_with_what_was_spent(
     stated: float, steps: int, told: list[str], tmp_path: Path
 ) -> None:
-    """A step costs 100 x (9 x 2 x 64 + 2 x 10) = 117,200: one 3x3 convolution of 8 x 8 pixels, and the classes."""
+    """A step costs 100 x (9 x 2 x 64 + 2 x 64 x 10) = 243,200: one 3x3 convolution of 8 x 8 pixels, and the classes."""
     args = {**NET, "widths": [2], "pools": []}
     said = SMALL | {"model": {"factory": "compress.models:vgg", "args": args}, "budget": "100kMACs"}
     said |= {"train": {"batch": 100, "cost": stated}, "method": {"name": "scratch", "epochs": 1}}

@@ -22,8 +22,8 @@ from compress.budget.memory import Buffer, Operation, moments
 from compress.budget.price import Ints, Moment, Price, Term
 from compress.errors import UsageError
 from compress.reading import formulas, operators
-from compress.reading.flow import Axis
 from compress.reading.ghost import flat
+from compress.reading.ids import Axis
 from compress.reading.operators import NEW, OVER, Operator
 from compress.reading.trace import Call, Trace
 

@@ -6,8 +6,9 @@ is no rule: every channel that the operator touches is frozen, with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,10 @@ from torch import Tensor
 
 from compress.budget.price import Ints
 from compress.reading import ids as channels
-from compress.reading import operators, rules
+from compress.reading import operators, rules, weights
 from compress.reading.ghost import flat
-from compress.reading.ids import ABSENT, FIXED, Ref, UnknownError
+from compress.reading.ids import ABSENT, FIXED, Axis, Ref, UnknownError
 from compress.reading.trace import Call, Trace
-
-Axis = tuple[str, int]  # a tensor's name and one of its dimensions
 
 _MOVES = ("copy", "view", "squeeze", "turn", "expand", "repeat", "split", "move")  # rules of what only moves data
 
@@ -39,12 +38,14 @@ class Flow:
         self.weights: dict[int, str] = {}  # id of a call's output -> the parameter it multiplied with
         self.notes = list(traced.notes)
         self._labels: dict[int, Tensor] = {}  # id of an activation -> its ids
-        self._refs: dict[int, Ref] = {}  # id of a view of a parameter -> the parameter
+        self._refs: dict[int, Ref] = {}  # id of what is computed from parameters alone -> those
+        self._over: dict[Axis, str] = {}  # axes of parameters that something runs over
         self._parent: list[int] = [FIXED, ABSENT]
         self._why: dict[int, str] = {}
         self._parted: dict[int, str] = {}  # an id of which an operator saw some of the others without it
         self._opaque: dict[str, str] = {}  # parameters that something unknown is done with
         tensors = dict([*traced.model.named_parameters(), *traced.model.named_buffers()])
+        self._still = {name for name, tensor in tensors.items() if not tensor.requires_grad}  # buffers among them
         self._sizes = {name: tensor.shape for name, tensor in tensors.items()}
         saved = traced.model.state_dict().keys()  # a buffer that no file holds could not be given its width back
         self._names = {key: name for key, name in traced.names.items() if name in saved}
@@ -57,12 +58,15 @@ class Flow:
         self._call = None
         for output in traced.outputs:
             self.freeze(self.ids(output), "it reaches the model's output")
-        still = {name for name, parameter in traced.model.named_parameters() if not parameter.requires_grad}
+        parameters = dict(traced.model.named_parameters())
         for (name, dim), ids in self.slots.items():
             if name in self._opaque:
                 self.freeze(ids, self._opaque[name])
-            elif name in still and self.roles[name, dim] != "channel":  # one value for each channel follows them
-                self.freeze(ids, f"{name} cannot be trained (requires_grad is False)")
+            elif (name, dim) in self._over:
+                self.freeze(ids, self._over[name, dim])
+            elif name in self._still and self.roles[name, dim] != "channel":  # one value for each channel follows them
+                what = "is a buffer" if name not in parameters else "cannot be trained (requires_grad is False)"
+                self.freeze(ids, f"{name} {what}")
 
     # what came out
 
@@ -120,7 +124,9 @@ class Flow:
         if not isinstance(value, Tensor):
             return None
         name = self._names.get(id(value))
-        return self._refs.get(id(value)) if name is None else (name, tuple(range(value.dim())))
+        if name is None:
+            return self._refs.get(id(value))
+        return Ref((name,), tuple(frozenset({(name, d)}) for d in range(value.dim())))
 
     def slot(self, name: str, dim: int, ids: Tensor, role: str) -> None:
         """Axis `dim` of a parameter holds these channels [n]."""
@@ -130,6 +136,26 @@ class Flow:
         self.slots.setdefault((name, dim), ids.clone())
         if self.roles.setdefault((name, dim), role) != role:
             self._opaque.setdefault(name, f"{name} is used in two ways")
+
+    def weight(self, value: Tensor) -> str:
+        """The parameter that is multiplied with, or that what is multiplied with is computed from, axis for axis.
+
+        Raises UnknownError where there is none.
+        """
+        ref = self.ref(value)
+        name = ref.whole(self._sizes, value.shape) if ref is not None else None
+        if name is None:
+            raise UnknownError("its weight is computed")
+        return name
+
+    def follow(self, axes: Iterable[Axis], ids: Tensor) -> None:
+        """These axes hold one value for each of these channels [n]."""
+        for name, dim in sorted(axes):
+            self.slot(name, dim, ids, "channel")
+
+    def trained(self, name: str) -> bool:
+        """Whether this is a parameter that training changes, and neither a buffer nor one without gradient."""
+        return name not in self._still
 
     def new(self, name: str, dim: int) -> Tensor:
         """Ids [n] of the channels that axis `dim` of this parameter starts (the same at a second use)."""
@@ -172,7 +198,7 @@ class Flow:
     # the walk
 
     def _run(self, call: Call) -> None:
-        if self._passes_parameter(call):
+        if self._made_of_parameters(call):
             return
         self._call, self._slotted = call, set()
         outs = list(flat(call.out))
@@ -189,8 +215,9 @@ class Flow:
             self._labels[id(out)] = label
         for tensor in call.tensors:
             ref = self.ref(tensor)
-            if ref is not None and tensor.numel() > 1 and ref[0] not in self._slotted:
-                self._opaque.setdefault(ref[0], f"{_where(call)} reads {ref[0]} as a whole")
+            for name in ref.names if ref is not None and tensor.numel() > 1 else ():
+                if prod(self._sizes[name]) > 1 and name not in self._slotted:
+                    self._opaque.setdefault(name, f"{_where(call)} reads {name} as a whole")
 
     def _give_up(self, call: Call, why: str) -> None:
         """No rule, or none for this form: every channel that this operator touches is frozen."""
@@ -199,7 +226,7 @@ class Flow:
         touched = row is not None and row.macs is not None
         for tensor in call.tensors:
             if (ref := self.ref(tensor)) is not None:
-                self._opaque.setdefault(ref[0], what)
+                self._opaque |= dict.fromkeys(ref.names, what) | self._opaque
             elif channels.held(ids := self.ids(tensor)):
                 touched = True
                 for unit in torch.unique(channels.small(ids)).tolist():
@@ -207,33 +234,23 @@ class Flow:
         if touched and what not in self.notes:
             self.notes.append(what)
 
-    def _passes_parameter(self, call: Call) -> bool:
-        """Views of parameters (a transposed weight) are followed back to the parameter."""
-        ref, row = self.ref(call.args[0]) if call.args else None, operators.row(call.op)
-        if ref is None or row is None or row.ids not in _MOVES:
+    def _made_of_parameters(self, call: Call) -> bool:
+        """What is computed from parameters and buffers alone is known by their axes, where the operator leaves them."""
+        row = operators.row(call.op)
+        refs = [ref for tensor in call.tensors if (ref := self.ref(tensor)) is not None]
+        if not refs or row is None or any(channels.held(self.ids(tensor)) for tensor in call.tensors):
             return False
-        name, axes = ref
-        tensor, moved = call.args[0], None
-        if row.ids == "copy" or (row.ids == "repeat" and call.out.shape == tensor.shape):
-            moved = axes
-        elif row.ids == "turn":
-            order = call.func(torch.empty(*range(2, tensor.dim() + 2), device="meta"), *call.args[1:])
-            moved = tuple(axes[size - 2] for size in order.shape)  # every axis is known by its length
-        elif row.ids in ("view", "squeeze") and [s for s in tensor.shape if s != 1] == [
-            s for s in call.out.shape if s != 1
-        ]:
-            longer = iter([axis for axis, size in zip(axes, tensor.shape, strict=True) if size != 1])
-            moved = tuple(next(longer) if size != 1 else None for size in call.out.shape)
-        elif row.ids == "expand":
-            lead = call.out.dim() - tensor.dim()
-            sizes = enumerate(call.out.shape[lead:])
-            moved = (*[None] * lead, *[axes[d] if tensor.size(d) == size else None for d, size in sizes])
-        for result in flat(call.out):
-            if moved is not None:
-                self._refs[id(result)] = (name, moved)
-        if moved is None:
-            self._opaque.setdefault(name, f"{_where(call)} cuts {name}")
-        return True
+        self._call = call
+        made = weights.made(call, row, self.ref, self._sizes)
+        if made is not None:
+            names = tuple(dict.fromkeys(name for ref in refs for name in ref.names))
+            for axis, why in made.over.items():
+                self._over.setdefault(axis, self._reason(why))
+            for out, sets in zip(flat(call.out), made.sets, strict=False):
+                self._refs[id(out)] = Ref(names, sets)
+        elif row.ids in _MOVES:
+            self._opaque |= {name: f"{_where(call)} cuts {name}" for ref in refs for name in ref.names} | self._opaque
+        return made is not None or row.ids in _MOVES
 
     def _reason(self, why: str) -> str:
         return why if self._call is None else f"{why} ({_where(self._call)})"

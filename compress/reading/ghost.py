@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +45,11 @@ def ghost(model: nn.Module) -> nn.Module:
     return copied(model, lambda tensor: torch.empty_like(tensor, device="meta"))
 
 
+def eager() -> AbstractContextManager[Any]:
+    """A compiled model runs as it was written: each look at it has other shapes, and is not worth compiling for."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 @contextmanager
 def countable() -> Iterator[None]:
     """How a ghost runs: no gradients, what forward() makes has no numbers either, and attention as matrix products.
@@ -53,7 +59,7 @@ def countable() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), torch.device("meta"), sdpa_kernel(SDPBackend.MATH), eager():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

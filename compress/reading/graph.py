@@ -24,7 +24,8 @@ from torch import nn
 from compress.budget.price import Ints, Price
 from compress.errors import UsageError
 from compress.reading.count import Tally
-from compress.reading.flow import Axis, Flow
+from compress.reading.flow import Flow
+from compress.reading.ids import Axis
 from compress.reading.inputs import Shape, plainly
 from compress.reading.trace import Trace, taught, trace
 

@@ -6,7 +6,8 @@ that are merely repeated along an axis are stored once (stride 0), so that those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,27 @@ from torch import Tensor
 FIXED = 0  # no channel: an element whose number never changes
 ABSENT = 1  # zeros that were padded on: adding them to a channel leaves it as it is
 
-Ref = tuple[str, tuple[int | None, ...]]  # a parameter's name, and its axis behind each axis of a view (None: none)
+Axis = tuple[str, int]  # a tensor's name and one of its dimensions
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What is made of parameters and buffers alone, and the axes of theirs that stand behind each of its own."""
+
+    names: tuple[str, ...]
+    axes: tuple[frozenset[Axis], ...]
+
+    def of(self, dim: int) -> str:
+        """The parameter behind an axis, for people."""
+        return next((name for name, _ in sorted(self.axes[dim])), self.names[0])
+
+    def whole(self, sizes: Mapping[str, Sequence[int]], shape: Sequence[int]) -> str | None:
+        """The parameter or buffer of this shape that has the same axes in the same order; None where none has."""
+        for name in self.names:
+            alike = tuple(sizes[name]) == tuple(shape)
+            if alike and all((name, d) in axes or shape[d] == 1 for d, axes in enumerate(self.axes)):
+                return name
+        return None
 
 
 class UnknownError(Exception):
@@ -35,6 +56,21 @@ class Channels(Protocol):
 
     def slot(self, name: str, dim: int, ids: Tensor, role: str) -> None:
         """Axis `dim` of a parameter holds these channels [n]."""
+        ...
+
+    def weight(self, value: Tensor) -> str:
+        """The parameter that is multiplied with, or that what is multiplied with is computed from, axis for axis.
+
+        Raises UnknownError where there is none.
+        """
+        ...
+
+    def follow(self, axes: Iterable[Axis], ids: Tensor) -> None:
+        """These axes hold one value for each of these channels [n]."""
+        ...
+
+    def trained(self, name: str) -> bool:
+        """Whether this is a parameter that training changes, and neither a buffer nor one without gradient."""
         ...
 
     def new(self, name: str, dim: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.reading.ghost import flat
 from compress.reading.ids import ABSENT, FIXED, Channels, Ref, UnknownError, along, axes_of, fixed, held, small, vector
 from compress.reading.trace import Call
 
@@ -19,16 +20,13 @@ from compress.reading.trace import Call
 def convolution(flow: Channels, call: Call) -> Tensor:
     """[N, C, ...] to [N, O, ...]; within groups, channels are tied from group to group so that groups stay equal."""
     x, weight, bias, transposed, groups = *call.args[:3], call.args[6], call.args[8]
-    ref, vec = flow.ref(weight), vector(flow.ids(x), 1)
-    if ref is None or ref[1] != tuple(range(weight.dim())):
-        raise UnknownError("its weight is computed")
-    name = ref[0]
+    name, vec = flow.weight(weight), vector(flow.ids(x), 1)
     flow.multiplies(name)
     columns, rows = (0, 1) if transposed else (1, 0)
     per_in, per_out = x.shape[1] // groups, call.out.shape[1] // groups
     if groups > 1 and per_in == 1:  # depthwise: a channel and its copies come and go together
         made = vec.repeat_interleave(per_out)
-        flow.slot(name, 0, vec if transposed else made, "out")
+        flow.slot(name, 0, vec if transposed else made, "out" if flow.trained(name) else "channel")
     elif groups == 1:
         flow.slot(name, columns, vec, "in")
         made = flow.new(name, rows)
@@ -37,6 +35,8 @@ def convolution(flow: Channels, call: Call) -> Tensor:
         flow.slot(name, columns, vec if transposed else vec[:per_in], "in")
         made = flow.new(name, rows).repeat(groups if transposed else 1)
         _tie_parts(flow, made, groups)
+    if (ref := flow.ref(weight)) is not None:  # what else the weight is computed from has one value for each filter
+        flow.follow((axis for axis in ref.axes[rows] if axis != (name, rows)), made[: weight.shape[rows]])
     if bias is not None:
         _per_channel(flow, bias, made)
     return along(made, 1, call.out.shape)
@@ -48,9 +48,7 @@ def linear(flow: Channels, call: Call) -> Tensor:
     ref, vec = flow.ref(weight), vector(flow.ids(x), -1)
     if ref is None:
         raise UnknownError("both its factors are computed")
-    name, (columns, rows) = ref
-    if columns is None or rows is None:
-        raise UnknownError(f"{name} is not a matrix")
+    name, columns, rows = _matrix(ref)
     flow.multiplies(name)
     flow.slot(name, columns, vec, "in")
     made = flow.new(name, rows)
@@ -59,11 +57,20 @@ def linear(flow: Channels, call: Call) -> Tensor:
     return along(made, -1, call.out.shape)
 
 
+def _matrix(ref: Ref) -> tuple[str, int, int]:
+    """The parameter behind a matrix, and its axes of columns and of rows."""
+    columns, rows = (dict(axes) for axes in ref.axes)
+    for name in ref.names:
+        if name in columns and name in rows:
+            return name, columns[name], rows[name]
+    raise UnknownError(f"{ref.names[0]} is not a matrix")
+
+
 def _per_channel(flow: Channels, tensor: Tensor, ids: Tensor) -> None:
     ref = flow.ref(tensor)
-    if ref is None or ref[1] != (0,):
-        raise UnknownError("it holds one value for each channel in a tensor that is computed or not saved")
-    flow.slot(ref[0], 0, ids, "channel")
+    if ref is None or len(ref.axes) != 1 or not ref.axes[0]:
+        raise UnknownError("it holds one value for each channel in a tensor that is not saved")
+    flow.follow(ref.axes[0], ids)
 
 
 def batch_norm(flow: Channels, call: Call) -> Tensor:
@@ -121,16 +128,14 @@ def _meet(flow: Channels, one: tuple[Tensor, set[int]], other: tuple[Tensor, set
 
 def _follow(flow: Channels, ref: Ref, tensor: Tensor, ids: Tensor) -> None:
     """A parameter [..., C, ...] that meets channels element by element has one value for each."""
-    name, axes = ref
     lead, varying = ids.dim() - tensor.dim(), axes_of(ids)
     if not varying and tensor.numel() > 1:
-        flow.freeze(ids, f"its one channel meets all of {name}")
+        flow.freeze(ids, f"its one channel meets all of {ref.names[0]}")
     for d in varying:
         if d >= lead and tensor.size(d - lead) > 1:
-            axis = axes[d - lead]
-            if axis is None:
-                raise UnknownError(f"it meets {name} along an axis that is none of it")
-            flow.slot(name, axis, vector(ids, d), "channel")
+            if not ref.axes[d - lead]:
+                raise UnknownError(f"it meets {ref.names[0]} along an axis that is none of it")
+            flow.follow(ref.axes[d - lead], vector(ids, d))
 
 
 def move(flow: Channels, call: Call) -> Any:
@@ -261,24 +266,45 @@ def pad(flow: Channels, call: Call) -> Tensor:
     return torch.constant_pad_nd(ids, widths, ABSENT if value == 0 else FIXED)
 
 
-def pool(flow: Channels, call: Call) -> Tensor:
+def pool(flow: Channels, call: Call) -> list[Tensor]:
     """Channels stay; the picture shrinks or grows."""
-    out = call.out[0] if isinstance(call.out, tuple) else call.out
-    if out.dim() < 3:
+    outs = list(flat(call.out))
+    if outs[0].dim() < 3:
         raise UnknownError("its input has no batch axis")
-    return along(vector(flow.ids(call.args[0]), 1), 1, out.shape)
+    vec = vector(flow.ids(call.args[0]), 1)
+    return [along(vec, 1, out.shape) for out in outs]
 
 
-def mean(flow: Channels, call: Call) -> Tensor:
-    """An average over positions keeps channels; one over channels fixes their number."""
-    ids = flow.ids(call.args[0])
-    over = call.args[1] if len(call.args) > 1 else None
-    dims = {d % ids.dim() for d in ([over] if isinstance(over, int) else over or range(ids.dim()))}
-    if dims & axes_of(ids):
-        raise UnknownError("it runs over channels")
+def mean(flow: Channels, call: Call) -> list[Tensor]:
+    """An average over positions keeps channels, one over branches ties them; one over channels fixes their number."""
+    ids, dims = flow.ids(call.args[0]), over(call)
+    for d in dims & axes_of(ids):
+        ids = _branches(flow, ids, d)
     for d in dims:
         ids = ids.narrow(d, 0, 1)
-    return ids.reshape(call.out.shape)
+    return [ids.reshape(out.shape) for out in flat(call.out)]
+
+
+def over(call: Call) -> set[int]:
+    """The axes that an operator runs over: a mean, a deviation, a norm, a softmax."""
+    at = 2 if "norm" in call.op else 1  # behind the order of a norm
+    said = call.args[at] if len(call.args) > at else call.kwargs.get("dim")
+    some = [said] if type(said) is int else said if isinstance(said, list | tuple) else []
+    rank = call.args[0].dim()
+    return {d % rank for d in some} or set(range(rank))
+
+
+def _branches(flow: Channels, ids: Tensor, dim: int) -> Tensor:
+    """Channels that stand beside each other along an axis, as stacked branches do: of each place they are one.
+
+    Raises UnknownError where the axis is that of the channels themselves.
+    """
+    apart = axes_of(ids) - {dim}
+    line = small(ids.movedim(dim, -1).reshape(-1, ids.size(dim))[0])
+    if not apart or bool((line.diff() == 1).any()):  # neighbours were made by one layer, one after the other
+        raise UnknownError("it runs over channels")
+    _tie_equals(flow, ids.unbind(dim))
+    return ids.narrow(dim, 0, 1)
 
 
 def group_norm(flow: Channels, call: Call) -> Tensor:
@@ -298,8 +324,17 @@ def group_norm(flow: Channels, call: Call) -> Tensor:
 
 def average(flow: Channels, call: Call) -> Tensor:
     """Softmax, layer norm, group norm of one group: what they average over keeps its number, to be exact."""
-    if held(ids := flow.ids(call.args[0])):
-        flow.freeze(ids, f"{call.op.removeprefix('aten.').removeprefix('native_').strip('_')} averages over it")
+    ids, kind = flow.ids(call.args[0]), call.op.removeprefix("aten.").removeprefix("native_").strip("_")
+    dims = set(range(1, ids.dim()))
+    if kind == "layer_norm":
+        dims = set(range(ids.dim() - len(call.args[1]), ids.dim()))
+    elif kind != "group_norm":
+        dims = {call.args[1] % ids.dim()}
+    for d in dims & axes_of(ids) if held(ids) else ():
+        try:
+            _branches(flow, ids, d)
+        except UnknownError:
+            flow.freeze(ids, f"{kind} averages over it")
     return ids
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.reading.ghost import copied, flat
+from compress.reading.ghost import copied, eager, flat
 from compress.reading.graph import Edit, Graph
 from compress.reading.inputs import each
 from compress.surgery.tensors import change
@@ -69,7 +70,8 @@ class Proof:
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         """What it returns; chance in it is the same each time."""
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([]), eager(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers that were written for one number of channels
             torch.manual_seed(0)
             return [out for out in flat(model(*self.inputs)) if out.is_floating_point()]
 
@@ -102,7 +104,7 @@ class _Draw:
     def __call__(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.cpu().clone()
-        fan = max(tensor[0].numel(), 1) if tensor.dim() else 1
+        fan = max(tensor.numel() // max(len(tensor), 1), 1) if tensor.dim() else 1
         if tensor.dim() < 2:
             drawn = torch.rand(tensor.shape, generator=self.generator, dtype=self.dtype) + 0.5
         else:

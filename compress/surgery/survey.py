@@ -22,6 +22,8 @@ from compress.surgery.tensors import fit
 
 Hold = Callable[[Graph], Mapping[str, str]]  # spaces that stay as they are, each with its reason
 
+OTHERS = "other tensors change than its operators say"
+
 
 def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:
     """Read a module and try its free spaces; one that does not change as its operators say is frozen, and says why.
@@ -36,7 +38,7 @@ def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:
     amounts = {name: 2 * number + 3 for number, name in enumerate(graph.free)}
     if _broken(model, graph, amounts, hold) is not None:
         reasons = {name: _broken(model, graph, {name: by}, hold) for name, by in amounts.items()}
-        hold |= {name: f"the model breaks when it is wider: {why}" for name, why in reasons.items() if why is not None}
+        hold |= {name: _why_broken(graph, name, why) for name, why in reasons.items() if why is not None}
         graph = read(model, shape, hold)
         if (why := _broken(model, graph, {name: amounts[name] for name in graph.free}, hold)) is not None:
             graph = read(model, shape, hold | dict.fromkeys(graph.free, f"it does not change without others: {why}"))
@@ -66,6 +68,10 @@ def by_halves(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> l
     return bad
 
 
+def _why_broken(graph: Graph, name: str, why: str) -> str:
+    return _why(graph, name) if why == OTHERS and name in graph.parted else f"the model breaks when it is wider: {why}"
+
+
 def _why(graph: Graph, name: str) -> str:
     if name in graph.parted:
         return f"{graph.parted[name]} takes some of its channels apart, and others when their number changes"
@@ -87,5 +93,5 @@ def _broken(model: nn.Module, graph: Graph, amounts: Mapping[str, int], held: Ma
     except UsageError as error:
         return one_line(error.__cause__ or error)
     if not wider.alike(again) or again.price.cost(again.widths) != graph.price.cost(wider.widths):
-        return "other tensors change than its operators say"
+        return OTHERS
     return None

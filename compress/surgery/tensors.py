@@ -142,8 +142,10 @@ def _fill(new: Tensor, dim: int, fresh: Ints, role: str, columns: Columns, gener
         new.index_fill_(dim, index, start)
     elif role == "channel":
         old = np.setdiff1d(np.arange(new.shape[dim]), fresh)
-        mean = new.index_select(dim, torch.from_numpy(old).to(new.device)).float().mean(dim, keepdim=True)
-        new.index_copy_(dim, index, mean.to(new.dtype).repeat_interleave(len(fresh), dim))
+        known = new.index_select(dim, torch.from_numpy(old).to(new.device))
+        one = known.narrow(dim, 0, 1)  # a fixed kernel is the same for all channels, and goes on as it is
+        one = one if bool((known == one).all()) else known.float().mean(dim, keepdim=True).to(new.dtype)
+        new.index_copy_(dim, index, one.repeat_interleave(len(fresh), dim))
     elif role == "in" and columns == "zero":
         new.index_fill_(dim, index, 0.0)
     else:

@@ -94,19 +94,19 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "attention": (lambda: Net(attended), "bmm in forward() is not understood"),
     "a fixed tensor": (lambda: Net(lambda s, y: y + torch.ones(C, 1, 1)), "it meets a tensor of fixed size"),
     "a buffer that is not saved": (lambda: Net(lambda s, y: s.l(y), l=Loose()), "it meets a tensor of fixed size"),
-    "a computed factor": (
-        lambda: Net(lambda s, y: y * fn.softplus(s.p), p=nn.Parameter(torch.ones(C, 1, 1))),
-        "it meets a tensor of fixed size",
-    ),
     "a weight that is read as a whole": (
         lambda: Net(lambda s, y: y * s.a.weight.square().sum()),
-        "pow in forward() reads a.weight as a whole",
+        "sum runs over it (sum in forward())",
     ),
     "a weight used both ways": (
         lambda: Net(lambda s, y: fn.conv_transpose2d(y, s.a.weight, padding=1), width=3),
         "a.weight is used in two ways",
     ),
-    "a computed weight": (lambda: Net(lambda s, y: s.c(y), c=Standardised(C, C, 3)), "its weight is computed"),
+    "a computed weight": (lambda: Net(lambda s, y: s.c(y), c=Standardised(C, C, 3)), "mean runs over it (mean in c)"),
+    "a weight made by another layer": (
+        lambda: Net(lambda s, y: fn.conv2d(y, s.l(y.mean((2, 3))).view(C, C, 1, 1)), l=nn.Linear(C, C * C)),
+        "its weight is computed",
+    ),
     "channels beside pixels": (
         lambda: Net(lambda s, y: s.l(y.transpose(1, 3)).transpose(1, 3), l=nn.Conv2d(8, 8, 1)),
         "channels lie along more than one axis of its input",
