@@ -14,15 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from compress.errors import UsageError, one_line
-from compress.reading.ghost import ghost
+from compress.reading.flow import Flow
+from compress.reading.ghost import countable, ghost
 from compress.reading.graph import Graph, read
-from compress.reading.inputs import Shape
+from compress.reading.ids import small
+from compress.reading.inputs import Shape, blanks
+from compress.reading.trace import Recorder, taught, trace
 from compress.surgery.proof import Proof
 from compress.surgery.tensors import fit
 
 Hold = Callable[[Graph], Mapping[str, str]]  # spaces that stay as they are, each with its reason
-
-OTHERS = "other tensors change than its operators say"
 
 
 def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:
@@ -36,18 +37,65 @@ def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:
         graph = read(model, shape, hold)
     # Each by another number, two apart for the sake of halves: spaces must not hide that they only change together.
     amounts = {name: 2 * number + 3 for number, name in enumerate(graph.free)}
-    if _broken(model, graph, amounts, hold) is not None:
-        reasons = {name: _broken(model, graph, {name: by}, hold) for name, by in amounts.items()}
-        hold |= {name: _why_broken(graph, name, why) for name, why in reasons.items() if why is not None}
+    if broken := _breaking(model, graph, amounts):
+        hold |= {name: f"the model breaks when it is wider: {why}" for name, why in broken.items()}
         graph = read(model, shape, hold)
-        if (why := _broken(model, graph, {name: amounts[name] for name in graph.free}, hold)) is not None:
-            graph = read(model, shape, hold | dict.fromkeys(graph.free, f"it does not change without others: {why}"))
-            return graph
+    amounts = {name: amounts[name] for name in graph.free}
+    if _unforetold(model, graph, amounts, hold) is not None:
+        reasons = {name: _unforetold(model, graph, {name: by}, hold) for name, by in amounts.items()}
+        hold |= {name: _why_unforetold(graph, name, why) for name, why in reasons.items() if why is not None}
+        graph = read(model, shape, hold)
+        if (why := _unforetold(model, graph, {name: amounts[name] for name in graph.free}, hold)) is not None:
+            return read(model, shape, hold | dict.fromkeys(graph.free, f"it does not change without others: {why}"))
     proof = Proof(model, graph)
     if moved := by_halves(sorted(graph.free, key=lambda name: name in graph.parted), proof.fails):
         hold |= {name: _why(graph, name) for name in moved}
         graph = read(model, shape, hold)
     return graph
+
+
+def _breaking(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> dict[str, str]:
+    """The spaces with which the model does not run when they are wider, each with what it says.
+
+    Where it stops, an operator was about to read channels of the one that is to blame.
+    """
+    left, reasons = dict(amounts), dict[str, str]()
+    touched: Callable[[int], set[str]] | None = None
+    while left and (fault := _stumbles(model, graph, left)) is not None:
+        why, at = fault
+        touched = touched or _touched(model, graph)
+        suspects = sorted(touched(at) & left.keys()) or list(left)
+        alone = {name: one[0] for name in suspects if (one := _stumbles(model, graph, {name: left[name]}))}
+        if not alone and len(suspects) < len(left):
+            alone = {name: one[0] for name in left if (one := _stumbles(model, graph, {name: left[name]}))}
+        reasons |= alone or dict.fromkeys(suspects, why)
+        left = {name: by for name, by in left.items() if name not in reasons}
+    return reasons
+
+
+def _stumbles(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> tuple[str, int] | None:
+    """What a model says that is wider by these amounts, and after how many operators; None where it runs."""
+    tried, recorder = _widened(model, graph, amounts)[0], Recorder([""])
+    try:
+        with countable(), recorder:
+            tried(*blanks(tried, graph.shape))
+    except Exception as error:
+        return one_line(error), len(recorder.calls)
+    return None
+
+
+def _touched(model: nn.Module, graph: Graph) -> Callable[[int], set[str]]:
+    """By the number of an operator, the free spaces that it reads channels of."""
+    traced = taught(trace(model, graph.shape), graph.shape)
+    flow = Flow(traced)
+    homes = {unit: name for name in graph.free for unit in graph.spaces[name].units}
+
+    def touched(at: int) -> set[str]:
+        read_there = traced.calls[min(at, len(traced.calls) - 1)].tensors
+        units = [unit for tensor in read_there for unit in flow.units(small(flow.ids(tensor))).tolist()]
+        return {homes[unit] for unit in units if unit in homes}
+
+    return touched
 
 
 def by_halves(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> list[str]:
@@ -68,8 +116,8 @@ def by_halves(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> l
     return bad
 
 
-def _why_broken(graph: Graph, name: str, why: str) -> str:
-    return _why(graph, name) if why == OTHERS and name in graph.parted else f"the model breaks when it is wider: {why}"
+def _why_unforetold(graph: Graph, name: str, why: str) -> str:
+    return _why(graph, name) if name in graph.parted else f"the model breaks when it is wider: {why}"
 
 
 def _why(graph: Graph, name: str) -> str:
@@ -78,20 +126,25 @@ def _why(graph: Graph, name: str) -> str:
     return "the model computes something else when their number changes, as where it multiplies with that number"
 
 
-def _broken(model: nn.Module, graph: Graph, amounts: Mapping[str, int], held: Mapping[str, str]) -> str | None:
-    """None where the model, with these spaces widened, runs, reads and costs as foretold; else what went wrong."""
-    wider = graph
-    for name, by in amounts.items():
-        wider = wider.widen(name, by).after
-    tried = ghost(model)
-    shapes = {name: list(t.shape) for name, t in [*tried.named_parameters(), *tried.named_buffers()]}
-    for (name, dim), slot in wider.slots.items():
-        shapes[name][dim] = len(slot.units)
-    fit(tried, {name: tuple(shape) for name, shape in shapes.items()})
+def _unforetold(model: nn.Module, graph: Graph, amounts: Mapping[str, int], held: Mapping[str, str]) -> str | None:
+    """None where the model, with these spaces widened, reads and costs as foretold; else what went wrong."""
+    tried, wider = _widened(model, graph, amounts)
     try:
         again = read(tried, graph.shape, held)
     except UsageError as error:
         return one_line(error.__cause__ or error)
     if not wider.alike(again) or again.price.cost(again.widths) != graph.price.cost(wider.widths):
-        return OTHERS
+        return "other tensors change than its operators say"
     return None
+
+
+def _widened(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> tuple[nn.Module, Graph]:
+    """A copy without numbers whose spaces are wider by these amounts, and what its graph should be."""
+    for name, by in amounts.items():
+        graph = graph.widen(name, by).after
+    tried = ghost(model)
+    shapes = {name: list(t.shape) for name, t in [*tried.named_parameters(), *tried.named_buffers()]}
+    for (name, dim), slot in graph.slots.items():
+        shapes[name][dim] = len(slot.units)
+    fit(tried, {name: tuple(shape) for name, shape in shapes.items()})
+    return tried, graph

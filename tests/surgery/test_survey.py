@@ -8,6 +8,7 @@ import torch.nn.functional as fn
 from nets import Net, conv
 from torch import Tensor, nn
 
+import compress.surgery.survey as module
 from compress.reading.graph import read
 from compress.surgery.proof import Proof
 from compress.surgery.surgeon import Surgeon
@@ -176,3 +177,40 @@ def test_a_run_never_cuts_what_would_change_the_net() -> None:
     surgeon = Surgeon(net, survey(net, SHAPE))
     with pytest.raises(Exception, match=r"a cannot change its width: .* apart"):
         surgeon.narrow("a", range(8))
+
+
+class Split(nn.Module):
+    """Half of what a convolution makes goes through another one; how many that is stands in the code."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.a, self.b, self.c = conv(width, 2 * width, 1), conv(width, width), conv(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.a(x).split([self.width, self.width], 1)
+        out: Tensor = x + self.c(torch.cat([one, self.b(other).relu()], 1))
+        return out
+
+
+def test_of_many_that_break_each_is_found_where_it_breaks_and_not_by_reading_the_net_once_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks = 12
+    net = nn.Sequential(conv(3, 8), *(Split(8) for _ in range(blocks)), nn.Flatten(), nn.Linear(8 * 144, 4))
+    looks = {"read": 0, "ghost": 0}  # whole looks, and forward passes without numbers
+    for name in looks:
+        real = getattr(module, name)
+
+        def counted(*args: object, real: object = real, name: str = name, **kwargs: object) -> object:
+            looks[name] += 1
+            return real(*args, **kwargs)  # type: ignore[operator]
+
+        monkeypatch.setattr(module, name, counted)
+    graph = module.survey(net, SHAPE)
+    assert {n for n, space in graph.spaces.items() if "sum exactly" in (space.frozen or "")} == {
+        f"{number}.a" for number in range(1, blocks + 1)
+    }
+    assert set(graph.free) == {"0", *(f"{number}.b" for number in range(1, blocks + 1))}
+    assert looks["read"] <= 4
+    assert looks["ghost"] <= 3 * blocks
