@@ -125,6 +125,7 @@ WHOLE_ARMS: dict[str, dict[str, Any]] = {
     "Muon": {**LARGE, "train": {"optimizer": "muon"}},
     "three convolutions a block": {"model": DEEPER, "method": HAND},
     "no cutout": {**LARGE, "data": {"cutout": 0}},
+    "decay halved": {**LARGE, "train": {"weight_decay": 3.5e-4}},
     "decay times 2": {**LARGE, "train": {"weight_decay": 1.4e-3}},
     "rate times 2": {**LARGE, "train": {"lr": 0.5}},
     "average over fewer steps": {**LARGE, "train": {"ema": 0.99}},

@@ -32,8 +32,9 @@ COST = 1e14  # MACs x images, an hour on two cores that compute in bf16 ...
 SPEED, STEP = 3e10, 0.005  # ... of so many a second, and seconds that a step takes beside
 FEWEST, MOST = 10, 100  # epochs
 RATE, MUON = 0.25, 0.1  # learning rates for batches of 128, of SGD and of Muon
+MANY = 5000  # optimizer steps from which on SGD alone is ahead of Muon
 STEPS = 600  # optimizer steps that even a small data set deserves
-LONG = 40  # epochs from which on cutout pays, and half the decay
+LONG = 40  # epochs from which on cutout pays, and less decay
 GROWTHS = 2  # until the budget is filled, about ...
 ROUNDS = 15  # ... each after a part of the epochs
 LOOKED_AT = 64  # images of a folder
@@ -219,14 +220,15 @@ def _varied(crop: int, cutout: int, mirrored: bool) -> list[Commented]:
 
 def _train(facts: Facts, epochs: int, cost: int) -> Iterator[Commented]:
     steps, long = epochs * facts.epoch, epochs >= LONG
-    ema = next(decay for decay, least in ((0.998, 5000), (0.99, 1000), (0.9, 0)) if steps >= least)
+    ema = next(decay for decay, least in ((0.998, MANY), (0.99, 1000), (0.9, 0)) if steps >= least)
     yield f"  cost: {cost:.2e}", "MACs x images of the whole run; more is better"
-    yield "  optimizer: muon", "for filters; all else by SGD"
+    yield f"  optimizer: {'sgd' if steps >= MANY else 'muon'}", "muon, for filters, where steps are few"
     yield f"  batch: {facts.batch}", f"images a step; {facts.epoch:,} steps an epoch"
     yield f"  lr: {RATE * facts.batch / 128:g}", "peak learning rate of SGD, in proportion to the batch"
-    yield f"  muon_lr: {MUON * (facts.batch / 128) ** 0.5:.2g}", "... and of Muon, to its root"
-    yield "  muon_momentum: 0.6", "of Muon, a fraction below 1"
-    yield f"  muon_decay: {0.05 if long else 0.1}", "of filters, times the rate"
+    if steps < MANY:
+        yield f"  muon_lr: {MUON * (facts.batch / 128) ** 0.5:.2g}", "... and of Muon, to its root"
+        yield "  muon_momentum: 0.6", "of Muon, a fraction below 1"
+        yield "  muon_decay: 0.1", "of filters, times the rate"
     yield "  momentum: 0.9", "of SGD, a fraction below 1"
     yield "  nesterov: true", "its better kind"
     yield f"  weight_decay: {'7.0e-4' if long else '1.0e-3'}", "L2 decay a step, of weights only"

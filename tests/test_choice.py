@@ -100,16 +100,17 @@ def test_the_cost_is_that_of_epochs_of_the_full_net_which_follow_from_the_number
 @pytest.mark.parametrize(
     ("train", "batch", "lr", "muon_lr", "decay", "round_", "warmup"),
     [
-        (45_000, "128", "0.25", "0.1", "0.05", "3 epochs", "2 epochs"),
-        (400, "32", "0.0625", "0.05", "0.05", "7 epochs", "5 epochs"),
-        (1_000_000, "128", "0.25", "0.1", "0.1", "1 epoch", "1 epoch"),
+        (45_000, "128", "0.25", None, "7.0e-4", "3 epochs", "2 epochs"),
+        (400, "32", "0.0625", "0.05", "7.0e-4", "7 epochs", "5 epochs"),
+        (1_000_000, "128", "0.25", None, "1.0e-3", "1 epoch", "1 epoch"),
     ],
 )
-def test_rates_follow_from_the_batch_and_rounds_from_the_length_of_the_training(
-    train: int, batch: str, lr: str, muon_lr: str, decay: str, round_: str, warmup: str
+def test_rates_follow_from_the_batch_and_rounds_and_the_optimizer_from_the_length_of_the_training(
+    train: int, batch: str, lr: str, muon_lr: str | None, decay: str, round_: str, warmup: str
 ) -> None:
     keys = said(choose(facts(train=train), "43MFLOPs, 0.58Mparams"))
-    assert [keys[key] for key in ("batch", "lr", "muon_lr", "muon_decay")] == [batch, lr, muon_lr, decay]
+    assert keys["optimizer"] == ("muon" if muon_lr else "sgd")
+    assert [keys.get(key) for key in ("batch", "lr", "muon_lr", "weight_decay")] == [batch, lr, muon_lr, decay]
     assert [keys[key] for key in ("round", "warmup")] == [round_, warmup]
 
 
