@@ -27,6 +27,7 @@ from compress.errors import UsageError
 from compress.methods import control
 from compress.reading.graph import read
 from compress.reading.measure import measure
+from compress.reading.trace import trace
 from compress.recipe.arguments import beside, source_of, stated
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct
@@ -50,20 +51,22 @@ def export_model(
     std: Sequence[float] | None = None,
     listen: Listener = silent,
     sign: Path | str | None = None,
+    weights_key: str | None = None,
 ) -> Result:
     """Turn a factory and a weights file into an output folder as a run leaves it; `Result.code` is 1 over the budget.
 
-    `weights` is a .safetensors file or a state_dict saved by torch, of compact or of masked tensors. `shape` is
-    [C, H, W] of one input (None: the data's). `data` names real images, see `recipe.arguments.source_of`; `mean` and
-    `std` [C], of pixels in [0, 1], are those that the network was trained with (None: the data's). `sign` is a file
-    with a private ed25519 key, by which model.onnx and report.json are signed.
+    `weights` is a .safetensors file or a state_dict saved by torch, of compact or of masked tensors; `weights_key` says
+    which of a file that holds several. `shape` is [C, H, W] of one input (None: the data's). `data` names real images,
+    see `recipe.arguments.source_of`; `mean` and `std` [C], of pixels in [0, 1], are those that the network was trained
+    with (None: the data's). `sign` is a file with a private ed25519 key, by which model.onnx and report.json are
+    signed.
 
     Raises UsageError for what cannot be used, ArtifactError for a broken weights file or a network that does not
     compute the same once it is finished; then nothing is left behind.
     """
     started = time.monotonic()
     sign_folder = signer(sign)
-    tensors = read_weights(Path(weights))
+    tensors = read_weights(Path(weights), weights_key)
     factory, folder = beside(factory)
     target = Path(out) if out is not None else default_out(factory.rpartition(":")[2])
     recipe = stated(
@@ -97,7 +100,14 @@ def _filled(recipe: Recipe, tensors: Mapping[str, Tensor], data: Data, listen: L
     listen(Doing(f"reading {factory} with an input of {json.dumps(shape)}"))
     full, base = survey(model, shape), measure(model, shape)
     budget = recipe.limits(base)
+    (wanted, *_) = trace(model, shape).outputs
     fill(model, tensors)
+    (made, *_) = trace(model, shape).outputs
+    if made.shape != wanted.shape:
+        raise UsageError(
+            f"The weights make an output of {list(made.shape)}, and {factory} one of {list(wanted.shape)}: another "
+            "head; say its size with --args, as in '{\"classes\": 10}'."
+        )
     check_output(model, data)
     story = Story(
         full=full,

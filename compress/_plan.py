@@ -136,7 +136,7 @@ def full_model(recipe: Recipe) -> nn.Module:
     model = construct(recipe.model.factory, recipe.model.args, recipe.folder)
     if recipe.model.weights is not None and methods_of(recipe)[0].keeps_weights:  # else the plan refuses them
         path = recipe.folder / Path(recipe.model.weights).expanduser()
-        fill(model, read_weights(path), exact=True)
+        fill(model, read_weights(path, recipe.model.weights_key), exact=True)
     return model
 
 

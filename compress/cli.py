@@ -124,6 +124,7 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bo
 @main.command(short_help="Finalize, check and export a network from elsewhere.")
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.option("--weights", required=True, help="A .safetensors file, or a state_dict that torch.save wrote.")
+@click.option("--weights-key", metavar="KEY", help="Which weights of a file that holds several: state_dict_ema.")
 @click.option("--budget", required=True, metavar="LIMITS", help=f"What it must keep: {options.LIMITS}.")
 @click.option("--data", required=True, help="Real images to check it on: digits, an .npz file, or a folder.")
 @options.shape

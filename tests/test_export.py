@@ -122,14 +122,6 @@ def write(path: Path, state: Mapping[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-def test_what_wrappers_put_before_names_is_dropped(tmp_path: Path, prefix: str) -> None:
-    state = net().state_dict()
-    read = read_weights(write(tmp_path / "w.pth", {f"{prefix}{name}": tensor for name, tensor in state.items()}))
-    assert read.keys() == state.keys()
-    assert all(torch.equal(read[name], state[name]) for name in state)
-
-
 def test_masks_are_multiplied_in(tmp_path: Path) -> None:
     weight, mask = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     read = read_weights(write(tmp_path / "w.pt", {"l.weight_orig": weight, "l.weight_mask": mask, "l.bias": weight[0]}))
@@ -170,9 +162,8 @@ def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ({}, "holds no weights by name, but dict"),
-        ({"epoch": 3, "lr": 0.1}, "holds no weights by name, but dict"),
-        ({"weight": torch.tensor([1.0, float("nan")])}, "weight holds numbers that are not finite"),
+        ({}, "holds no weights by name; save model.state_dict"),
+        ({"epoch": 3, "lr": 0.1}, "holds no weights by name; save model.state_dict"),
     ],
 )
 def test_a_file_without_usable_weights_says_so(tmp_path: Path, state: Mapping[str, Any], says: str) -> None:
@@ -199,6 +190,7 @@ def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
         ({"3_bias": None, "9_weight": torch.zeros(1)}, r"lack 3\.bias and have more than it knows: 9\.weight"),
         ({"7_weight": torch.zeros(10)}, r"hold 7\.weight as \[10\]; the factory's model has \[10, 16\]"),
         ({"7_weight": torch.zeros(0, 16)}, r"hold 7\.weight as \[0, 16\]"),
+        ({"3_bias": torch.full((16,), float("nan"))}, r"hold numbers in 3\.bias that are not finite"),
         (
             {"7_weight": torch.zeros(10, 16, dtype=torch.int8)},
             r"as torch\.int8; the factory's model has torch\.float32",
@@ -285,3 +277,16 @@ def test_an_interruption_leaves_nothing(shop: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         export_model("./net.py:make", "full.safetensors", None, "1MMACs", "out", listen=stop)
     assert [path for path in sorted(shop.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_a_head_of_another_size_is_refused_and_one_of_several_weights_is_chosen(shop: Path) -> None:
+    state = net().state_dict()
+    head = {**state, "7.weight": torch.rand(1000, 16), "7.bias": torch.rand(1000)}
+    torch.save({"model": state, "ema": {"module": state}}, shop / "two.pt")
+    torch.save(head, shop / "head.pt")
+    with pytest.raises(UsageError, match=r"make an output of \[1, 1000\], and .*make one of \[1, 10\]: another head"):
+        export_model(str(shop / "net.py:make"), "head.pt", None, "10kparams", "out")
+    with pytest.raises(UsageError, match="--weights-key"):
+        export_model(str(shop / "net.py:make"), "two.pt", None, "10kparams", "out")
+    result = export_model(str(shop / "net.py:make"), "two.pt", None, "100kparams", "out", weights_key="ema.module")
+    assert result.code == 0

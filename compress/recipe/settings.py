@@ -103,6 +103,9 @@ class Model(Keys):
     weights: str | None = None
     """A .safetensors file or a saved state_dict to start from, relative to the recipe; null: the factory's own weights,
     which it may have loaded itself. For methods that prune or that grow with begin: present; the others draw anew."""
+    weights_key: str | None = None
+    """Which weights of a checkpoint that holds several, such as 'state_dict_ema', or 'ema.model' where dictionaries lie
+    in each other; null: the only ones."""
     include: tuple[str, ...] = ("*",)
     """Modules whose filters may come and go: shell patterns over their dotted names, such as 'layer*.conv1'; all."""
     exclude: tuple[str, ...] = ()
