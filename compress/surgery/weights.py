@@ -116,8 +116,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, exact: bool = False
             f"{word} {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for word, names in parts if names
         )
         raise UsageError(f"The weights are not of the factory's model: they {faults}.")
-    for name, tensor in tensors.items():
+    for name, tensor in list(tensors.items()):
         mine = own[name]
+        if not mine.is_floating_point() and tensor.is_floating_point() and torch.equal(tensor, tensor.round()):
+            tensors[name] = tensor = tensor.to(mine.dtype)  # a counter that was halved along with the weights
         odd = mine.shape != tensor.shape if exact else mine.dim() != tensor.dim()
         if odd or not (tensor.numel() or not mine.numel()):
             raise UsageError(
