@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compress.budget.memory import Buffer, Operation, moments
 from compress.budget.price import Ints, Moment, Price, Term
 from compress.errors import UsageError
-from compress.reading import formulas, operators
+from compress.reading import formulas
 from compress.reading.ghost import flat
 from compress.reading.ids import Axis
 from compress.reading.operators import NEW, OVER, Operator
@@ -297,7 +297,7 @@ def paths(model: nn.Module) -> Counter[int]:
 
 def refuse_unknown(traced: Trace) -> None:
     """Raise UsageError naming every operator that can neither be counted nor is known to cost nothing."""
-    unknown = {call.op: call.module for call in traced.calls if operators.row(call.op) is None}
+    unknown = {call.op: call.module for call in traced.calls if call.row is None}
     unknown |= {type(v.module).__name__: v.name for v in traced.visits if isinstance(v.module, RECURRENT)}
     if unknown:
         listed = ", ".join(f"{op} (in {where or 'forward()'})" for op, where in sorted(unknown.items()))
@@ -337,4 +337,4 @@ def macs(call: Call) -> int | None:
 
 def _row(call: Call) -> Operator:
     """What is known of an operator; of one without a row that it may do anything."""
-    return operators.row(call.op) or Operator()
+    return call.row or Operator()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compress.budget.price import Ints
 from compress.reading import ids as channels
-from compress.reading import operators, rules, weights
+from compress.reading import rules, weights
 from compress.reading.ghost import flat
 from compress.reading.ids import ABSENT, FIXED, Axis, Ref, UnknownError
 from compress.reading.trace import Call, Trace
@@ -203,7 +203,7 @@ class Flow:
         self._call, self._slotted = call, set()
         outs = list(flat(call.out))
         try:
-            row = operators.row(call.op)
+            row = call.row
             rule = rules.RULES[row.ids] if row is not None and row.ids else None
             labels = [] if rule is None else list(flat(rule(self, call)))
             if rule is None or any(label.shape != out.shape for label, out in zip(labels, outs, strict=False)):
@@ -222,7 +222,7 @@ class Flow:
     def _give_up(self, call: Call, why: str) -> None:
         """No rule, or none for this form: every channel that this operator touches is frozen."""
         what = f"{_where(call)} is not understood" + (f": {why}" if why else "")
-        row = operators.row(call.op)
+        row = call.row
         touched = row is not None and row.macs is not None
         for tensor in call.tensors:
             if (ref := self.ref(tensor)) is not None:
@@ -236,7 +236,7 @@ class Flow:
 
     def _made_of_parameters(self, call: Call) -> bool:
         """What is computed from parameters and buffers alone is known by their axes, where the operator leaves them."""
-        row = operators.row(call.op)
+        row = call.row
         refs = [ref for tensor in call.tensors if (ref := self.ref(tensor)) is not None]
         if not refs or row is None or any(channels.held(self.ids(tensor)) for tensor in call.tensors):
             return False

@@ -12,13 +12,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import UsageError, one_line
+from compress.reading import operators
 from compress.reading.ghost import countable, flat, ghost
 from compress.reading.inputs import Shape, blanks, each
+from compress.reading.operators import Operator
+
+ELEMENTWISE = Operator("pointwise")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,12 @@ class Call:
     kwargs: dict[str, Any]
     out: Any
     module: str  # dotted name of the innermost module that was running; "" is the model itself
+
+    @property
+    def row(self) -> Operator | None:
+        """What is known of it: its row, or that it goes element by element, as torch itself tags it; else None."""
+        tagged = torch.Tag.pointwise in getattr(self.func, "tags", ())
+        return operators.row(self.op) or (ELEMENTWISE if tagged else None)
 
     @property
     def tensors(self) -> list[Tensor]:

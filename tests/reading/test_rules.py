@@ -103,3 +103,14 @@ def test_what_runs_over_channels_keeps_their_number(case: str) -> None:
     graph = survey(between(OVER[case], p=conv(C, C, 1), q=conv(C, C, 1)), SHAPE)
     assert "a" in why(graph)
     assert any(word in why(graph)["a"] for word in ("runs over channels", "averages over it")), why(graph)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [torch.atan, torch.asinh, fn.selu, torch.trunc, torch.erfc, torch.sinc, torch.nan_to_num,
+     lambda x: torch.atan2(x, x + 1), lambda x: torch.hypot(x, x.roll(1, 2)), lambda x: torch.logaddexp(x, -x)],
+)  # fmt: skip
+def test_what_torch_itself_calls_element_by_element_needs_no_row(act: Callable[[Tensor], Tensor]) -> None:
+    make = lambda: between(lambda s, x: act(x).mean((2, 3)))  # noqa: E731
+    assert survey(make(), SHAPE).free == ("a", "b")
+    assert_exact(make, SHAPE)
