@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as fn
-from nets import Net, conv
+from nets import Net, conv, shuffled
 from torch import Tensor, nn
 
 W = 8  # channels
@@ -12,11 +12,6 @@ W = 8  # channels
 
 def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape))
-
-
-def shuffled(x: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 def written(x: Tensor, upto: int) -> Tensor:
@@ -105,7 +100,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "weight read as a whole": lambda: Net(lambda s, x: s.a(x) / (1 + s.a.weight.abs().sum()), a=conv(W, W)),
     "a ramp": lambda: Net(lambda s, x: x * torch.linspace(0, 1, x.shape[1], dtype=x.dtype)[:, None, None]),
     # channels that move
-    "shuffle": lambda: Net(lambda s, x: s.a(shuffled(x)), a=conv(W, W, groups=2)),
+    "shuffle": lambda: Net(lambda s, x: s.a(shuffled(x, 2)), a=conv(W, W, groups=2)),
     "halves": lambda: Net(lambda s, x: torch.cat([(p := x.chunk(2, 1))[1], s.a(p[0])], 1), a=conv(4, 4)),
     "halves change places": lambda: Net(lambda s, x: swapped(x)),
     "glu": lambda: Net(lambda s, x: fn.glu(s.a(x), 1), a=conv(W, 2 * W)),

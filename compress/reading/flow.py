@@ -120,7 +120,7 @@ class Flow:
         return channels.fixed(tensor.shape) if label is None else label
 
     def ref(self, value: Any) -> Ref | None:
-        """The parameter that the value is, or is a plain view of."""
+        """The parameters that the value is one of or is computed from alone."""
         if not isinstance(value, Tensor):
             return None
         name = self._names.get(id(value))

@@ -26,10 +26,6 @@ class Ref:
     names: tuple[str, ...]
     axes: tuple[frozenset[Axis], ...]
 
-    def of(self, dim: int) -> str:
-        """The parameter behind an axis, for people."""
-        return next((name for name, _ in sorted(self.axes[dim])), self.names[0])
-
     def whole(self, sizes: Mapping[str, Sequence[int]], shape: Sequence[int]) -> str | None:
         """The parameter or buffer of this shape that has the same axes in the same order; None where none has."""
         for name in self.names:
@@ -51,7 +47,7 @@ class Channels(Protocol):
         ...
 
     def ref(self, value: Any) -> Ref | None:
-        """The parameter that the value is, or is a plain view of."""
+        """The parameters that the value is one of or is computed from alone."""
         ...
 
     def slot(self, name: str, dim: int, ids: Tensor, role: str) -> None:

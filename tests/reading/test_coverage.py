@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as fn
-from blocks import BLOCKS, chain
+from blocks import BLOCKS, chain, parameter
 from exact import assert_exact, gap, why
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,10 +22,6 @@ from compress.surgery.survey import survey
 
 SHAPE = (3, 8, 8)
 C = 6
-
-
-def parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(*shape))
 
 
 def learner(net: Net, x: Tensor) -> object:
