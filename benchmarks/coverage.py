@@ -202,7 +202,7 @@ def row(name: str) -> str:
     faults += ["price of the narrow"] * (measure(model, shape) != graph.price.cost(surgeon.graph.widths))
 
     fresh = make().double().eval()
-    fit(fresh, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+    fit(fresh, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}, surgeon.graph.numbers)
     fresh.load_state_dict(model.state_dict())
     faults += ["built again"] * (not torch.equal(outputs(fresh, images), narrow))
     del fresh

@@ -60,7 +60,8 @@ def assert_exact(make: Callable[[], nn.Module], shape: Shape) -> None:
         assert graph.price.cost(surgeon.graph.widths) == measure(surgeon.model, shape)
         assert surgeon.graph.alike(survey(surgeon.model, shape, lambda _: why(graph)))
         again = make().double().eval()
-        fit(again, {name: tuple(tensor.shape) for name, tensor in surgeon.model.state_dict().items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in surgeon.model.state_dict().items()}
+        fit(again, shapes, surgeon.graph.numbers)
         again.load_state_dict(surgeon.model.state_dict())
         assert gap(again(*inputs(shape)), surgeon.model(*inputs(shape))) == 0.0
         sum(out.sum() for out in flat(surgeon.model.train()(*inputs(shape)))).backward()

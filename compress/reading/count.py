@@ -40,7 +40,11 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspos
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 UPSAMPLES = (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d)
-RECURRENT = (nn.RNNBase, nn.RNNCellBase)  # one fused operator or many small ones, as the device likes
+# thop's operations of a recurrent layer for each step and hidden channel, beside its products: gates, and element by
+# element what follows them. A gate adds its two products, and two biases if it has them.
+RECURRENT: dict[type[nn.Module], tuple[int, int]] = {
+    nn.RNN: (1, 0), nn.RNNCell: (1, 0), nn.GRU: (3, 4), nn.GRUCell: (3, 4), nn.LSTM: (4, 4), nn.LSTMCell: (4, 4),
+}  # fmt: skip
 UPSAMPLE_FACTOR = {"nearest": 1, "linear": 5, "bilinear": 11, "bicubic": 259}
 
 
@@ -122,6 +126,7 @@ class Tally:
         for visit in self.traced.visits:
             module, out = visit.module, visit.output
             x = visit.inputs[0] if visit.inputs else None
+            out = next(flat(out), None) if type(module) in RECURRENT else out
             if not isinstance(x, Tensor) or not isinstance(out, Tensor):
                 continue
             known = often[id(module)] ** 2  # thop hooks a module once for each path to it, and adds it up as often
@@ -131,9 +136,24 @@ class Tally:
                 channels = out.shape[-1 if type(module) is nn.Linear else 1]
                 name = self.traced.names.get(id(weight))
                 yield from self._product(2, known * out.numel() // channels * weight.numel(), name)
+            yield from self._recurrent(visit.name, module, known * x.numel() // x.shape[-1])
             for factor, tensor in thop_terms(module, x, out):
                 times, units = self._count(tensor)
                 yield Piece((0, 0, known * factor * times, 0), units, ONE)
+
+    def _recurrent(self, path: str, module: nn.Module, steps: int) -> Iterable[Piece]:
+        """thop's operations of a recurrent layer that runs over so many steps, of all inputs together."""
+        gates, beside = RECURRENT.get(type(module), (0, 0))
+        for leaf, tensor in module._parameters.items() if gates else ():
+            name = f"{path}.{leaf}".strip(".")
+            if leaf.startswith(("weight_ih", "weight_hh")):
+                assert tensor is not None
+                yield from self._product(2, steps * tensor.numel(), name)
+            if leaf.startswith("weight_hh"):
+                assert tensor is not None
+                units = self.units.get((name, 1), np.zeros(tensor.shape[1], dtype=np.int64))
+                factor = gates * (3 if f"bias_hh{leaf[9:]}" in module._parameters else 1) + beside
+                yield Piece((0, 0, steps * factor, 0), units, ONE)
 
     def _moments(self) -> Iterable[Moment]:
         """The bytes alive while each operator runs; a buffer is a storage, so that views cost nothing."""
@@ -298,7 +318,13 @@ def paths(model: nn.Module) -> Counter[int]:
 def refuse_unknown(traced: Trace) -> None:
     """Raise UsageError naming every operator that can neither be counted nor is known to cost nothing."""
     unknown = {call.op: call.module for call in traced.calls if call.row is None}
-    unknown |= {type(v.module).__name__: v.name for v in traced.visits if isinstance(v.module, RECURRENT)}
+    for visit in traced.visits:  # thop takes the hidden channels for what goes back into the layer, and needs a tensor
+        if type(visit.module) in RECURRENT and (
+            getattr(visit.module, "proj_size", False)
+            or not isinstance(visit.inputs[0], Tensor)
+            or visit.inputs[0].dim() < 2
+        ):
+            unknown[f"a {type(visit.module).__name__} with proj_size or packed sequences"] = visit.name
     if unknown:
         listed = ", ".join(f"{op} (in {where or 'forward()'})" for op, where in sorted(unknown.items()))
         raise UsageError(

@@ -6,14 +6,14 @@ is no rule: every channel that the operator touches is frozen, with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.budget.price import Ints
 from compress.reading import ids as channels
@@ -22,21 +22,34 @@ from compress.reading.ghost import flat
 from compress.reading.ids import ABSENT, FIXED, Axis, Ref, UnknownError
 from compress.reading.trace import Call, Trace
 
+FEW = 4096  # elements that Python's own sets take less time for than a sort of rows
 _MOVES = ("copy", "view", "squeeze", "turn", "expand", "repeat", "split", "move")  # rules of what only moves data
+
+
+class Cut(NamedTuple):
+    """A view that cuts an axis of channels in several."""
+
+    call: int  # its number in the traced pass
+    parts: tuple[int, ...]  # the new axes
+    shape: tuple[int, ...]  # of the view
+    follows: int  # which of them is taken to grow with the old one
 
 
 class Flow:
     """The state of one reading: ids of every tensor, ties between them, and who is frozen.
 
-    `inputs` [N, C, ...] are what the pass began with, where their channels are to be told apart too.
+    `inputs` [N, C, ...] are what the pass began with, where their channels are to be told apart too. `follows` says of
+    views that cut an axis of channels in several, by their number, which of these grows with it.
     """
 
-    def __init__(self, traced: Trace, inputs: Sequence[Tensor] = ()) -> None:
+    def __init__(self, traced: Trace, inputs: Sequence[Tensor] = (), follows: Mapping[int, int] | None = None) -> None:
         self.traced = traced
         self.slots: dict[Axis, Tensor] = {}  # ids [n] along axes of parameters and buffers
         self.roles: dict[Axis, str] = {}
         self.weights: dict[int, str] = {}  # id of a call's output -> the parameter it multiplied with
         self.notes = list(traced.notes)
+        self.cuts: list[Cut] = []
+        self._follows = follows or {}
         self._labels: dict[int, Tensor] = {}  # id of an activation -> its ids
         self._refs: dict[int, Ref] = {}  # id of what is computed from parameters alone -> those
         self._over: dict[Axis, str] = {}  # axes of parameters that something runs over
@@ -53,9 +66,14 @@ class Flow:
         self._slotted: set[str] = set()
         for given in inputs:
             self._labels[id(given)] = channels.along(self._start(given.shape[1]), 1, given.shape)
-        for call in (*traced.calls, *traced.lessons):
+        for at, call in enumerate(traced.calls):
+            self._at = at
             self._run(call)
-        self._call = None
+        cuts, self.cuts = self.cuts, []
+        for call in traced.lessons:
+            self._run(call)
+        self._call, self.cuts = None, cuts
+        self._tie_recurrent()
         for output in traced.outputs:
             self.freeze(self.ids(output), "it reaches the model's output")
         parameters = dict(traced.model.named_parameters())
@@ -132,8 +150,9 @@ class Flow:
         """Axis `dim` of a parameter holds these channels [n]."""
         self._slotted.add(name)
         if (name, dim) in self.slots:
-            self.tie(self.slots[name, dim], ids)
-        self.slots.setdefault((name, dim), ids.clone())
+            self.tie(known := self.slots[name, dim], ids)
+            ids = torch.where(known > ABSENT, known, ids)  # zeros of one step are channels of the next
+        self.slots[name, dim] = ids.clone()
         if self.roles.setdefault((name, dim), role) != role:
             self._opaque.setdefault(name, f"{name} is used in two ways")
 
@@ -169,7 +188,15 @@ class Flow:
         for d in range(a.dim()):
             if a.size(d) > 1 and a.stride(d) == 0 and b.stride(d) == 0:
                 a, b = a.narrow(d, 0, 1), b.narrow(d, 0, 1)
-        for one, other in torch.unique(torch.stack([a.reshape(-1), b.reshape(-1)], 1), dim=0).tolist():
+        if torch.equal(a, b):
+            return
+        if a.numel() <= FEW:
+            self._tie_pairs(set(zip(a.reshape(-1).tolist(), b.reshape(-1).tolist(), strict=True)))
+        else:  # sorted by what is not Python: a large picture
+            self._tie_pairs(torch.unique(torch.stack([a.reshape(-1), b.reshape(-1)], 1), dim=0).tolist())
+
+    def _tie_pairs(self, pairs: Iterable[Sequence[int]]) -> None:
+        for one, other in pairs:
             if one > ABSENT and other > ABSENT:
                 self._join(one, other)
             elif FIXED in (one, other) and max(one, other) > ABSENT:
@@ -189,6 +216,13 @@ class Flow:
             if any(0 < len(torch.unique(channels.small(one))) < len(whole) for one in flat(parts)):
                 for unit in whole.tolist():
                     self._parted.setdefault(unit, _where(self._call))
+
+    def follows(self, parts: Sequence[int], guess: int) -> int:
+        """Which of the axes into which the view at hand cuts one grows with it; the `guess` if nobody knows better."""
+        assert self._call is not None
+        chosen = self._follows.get(len(self.cuts), guess)
+        self.cuts.append(Cut(self._at, tuple(parts), tuple(self._call.out.shape), chosen))
+        return chosen
 
     def multiplies(self, name: str) -> None:
         """The operator at hand multiplies with this parameter, so its MACs follow the parameter's size."""
@@ -218,6 +252,14 @@ class Flow:
             for name in ref.names if ref is not None and tensor.numel() > 1 else ():
                 if prod(self._sizes[name]) > 1 and name not in self._slotted:
                     self._opaque.setdefault(name, f"{_where(call)} reads {name} as a whole")
+
+    def _tie_recurrent(self) -> None:
+        """All layers and directions of a recurrent layer have as many hidden channels as its `hidden_size` says."""
+        for path, module in self.traced.model.named_modules():
+            own = [f"{path}.{name}".strip(".") for name in module._parameters if name.startswith("weight_hh_l")]
+            hidden = [self.slots[name, 1] for name in own if (name, 1) in self.slots]
+            for one in hidden[1:] if isinstance(module, nn.RNNBase) else ():
+                self.tie(hidden[0], one)
 
     def _give_up(self, call: Call, why: str) -> None:
         """No rule, or none for this form: every channel that this operator touches is frozen."""

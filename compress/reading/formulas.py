@@ -38,6 +38,11 @@ def convolution(args: Sequence[Any], out: Any) -> int:
     return int(weight.numel() * prod((x if transposed else out).shape[2:]) * x.shape[0])
 
 
+def deformed(args: Sequence[Any], out: Any) -> int:
+    """A convolution whose offsets are given: as many as one without; where it reads is interpolation, and free."""
+    return int(args[1].numel() * prod(out.shape[2:]) * out.shape[0])
+
+
 def product(a: int, b: int) -> Formula:
     """A matrix product of the arguments of these numbers."""
     return lambda args, out: int(args[a].numel() * args[b].shape[-1])

@@ -24,10 +24,12 @@ from torch import nn
 from compress.budget.price import Ints, Price
 from compress.errors import UsageError
 from compress.reading.count import Tally
-from compress.reading.flow import Flow
+from compress.reading.flow import Cut, Flow
 from compress.reading.ids import Axis
 from compress.reading.inputs import Shape, plainly
 from compress.reading.trace import Trace, taught, trace
+
+Count = Mapping[str, int]  # how often each free space is counted; "" is what is counted beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class Graph:
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # convolution weight -> its kernel, in pixels
     notes: tuple[str, ...] = ()  # operators that no rule knows
     parted: Mapping[str, str] = field(default_factory=dict)  # spaces of which an operator takes a part -> where it runs
+    cuts: tuple[Cut, ...] = ()  # views that cut an axis of channels in several
+    counts: Mapping[str, Count] = field(default_factory=dict)  # numbers that modules hold: "block.width" -> of what
 
     @cached_property
     def free(self) -> tuple[str, ...]:
@@ -90,6 +94,12 @@ class Graph:
     def widths(self) -> dict[str, int]:
         """The present width of every free space."""
         return {name: self.spaces[name].width for name in self.free}
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """What the numbers that modules hold must be at the present widths, by their dotted names."""
+        width = {name: space.width for name, space in self.spaces.items()} | {"": 1}
+        return {name: sum(times * width[of] for of, times in count.items()) for name, count in self.counts.items()}
 
     def widen(self, name: str, by: int) -> Edit:
         """An edit that adds `by` channels to a space, behind its last one wherever that stands."""
@@ -159,16 +169,24 @@ def _rewritten(slot: Slot, space: Space, kept: Sequence[int], added: Sequence[in
     return np.concatenate(source), np.concatenate(units)
 
 
-def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None, *, lessons: bool = True) -> Graph:
+def read(
+    model: nn.Module,
+    shape: Shape,
+    hold: Mapping[str, str] | None = None,
+    follows: Mapping[int, int] | None = None,
+    *,
+    lessons: bool = True,
+) -> Graph:
     """Read a module through one forward pass on inputs of shape [1, *shape], and one in training mode if that differs.
 
-    `hold` names spaces that stay as they are, each with its reason; a price alone needs no `lessons`, which are
-    the pass in training mode. Raises UsageError where the model cannot be traced or has no such space. What a model's
-    Python does with a changed width is not known here: `surgery.survey` tries it.
+    `hold` names spaces that stay as they are, each with its reason, and `follows` says of views (by their number in
+    `cuts`) which axis grows with the channels; a price alone needs no `lessons`, which are the pass in training mode.
+    Raises UsageError where the model cannot be traced or has no such space. What a model's Python does with a changed
+    width is not known here: `surgery.survey` tries it.
     """
     traced = trace(model, shape)
     traced = taught(traced, shape) if lessons else traced
-    flow = Flow(traced)
+    flow = Flow(traced, follows=follows)
     units = {axis: flow.units(ids) for axis, ids in flow.slots.items()}
     spaces = _spaces(units, flow.roles, flow.frozen, hold or {})
     runs = _blocks(units, spaces)
@@ -178,7 +196,9 @@ def read(model: nn.Module, shape: Shape, hold: Mapping[str, str] | None = None, 
     price = Tally(traced, units, free, widths, flow.weights, flow.holds, flow.top).price()
     parted = {free[unit]: where for unit, where in flow.parted.items() if unit in free}
     params, kernels = _free_params(traced, units, free), _kernels(traced)
-    return Graph(plainly(shape), slots, spaces, price, params, kernels, tuple(flow.notes), parted)
+    return Graph(
+        plainly(shape), slots, spaces, price, params, kernels, tuple(flow.notes), parted=parted, cuts=tuple(flow.cuts)
+    )
 
 
 def _spaces(

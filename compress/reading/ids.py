@@ -85,6 +85,10 @@ class Channels(Protocol):
         """The operator at hand takes these parts of the channels."""
         ...
 
+    def follows(self, parts: Sequence[int], guess: int) -> int:
+        """Which of the axes into which the view at hand cuts one grows with it; the `guess` if nobody knows better."""
+        ...
+
     def multiplies(self, name: str) -> None:
         """The operator at hand multiplies with this parameter, so its MACs follow the parameter's size."""
         ...

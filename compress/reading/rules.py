@@ -1,12 +1,13 @@
 """How channel ids pass through each operator, as plain functions; `operators` says which of them an operator follows.
 
-An operator that only moves data is run on the ids themselves; element-wise operators tie the ids that meet; a
+What only moves data is in `moves.py`. Element-wise operators tie the ids that meet; a
 convolution or linear layer starts new ones. What no rule knows freezes all the channels that it touches, with a reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,23 @@ from torch import Tensor
 
 from compress.reading.ghost import flat
 from compress.reading.ids import ABSENT, FIXED, Channels, Ref, UnknownError, along, axes_of, fixed, held, small, vector
+from compress.reading.moves import (
+    channel_shuffle,
+    concat,
+    expand,
+    move,
+    pad,
+    pixel_shuffle,
+    pixel_unshuffle,
+    repeat,
+    split,
+    squeeze,
+    stack,
+    tie_equals,
+    tie_parts,
+    turn,
+    view,
+)  # fmt: skip
 from compress.reading.trace import Call
 
 
@@ -31,15 +49,25 @@ def convolution(flow: Channels, call: Call) -> Tensor:
         flow.slot(name, columns, vec, "in")
         made = flow.new(name, rows)
     else:
-        _tie_parts(flow, vec, groups)
+        tie_parts(flow, vec, groups)
         flow.slot(name, columns, vec if transposed else vec[:per_in], "in")
         made = flow.new(name, rows).repeat(groups if transposed else 1)
-        _tie_parts(flow, made, groups)
+        tie_parts(flow, made, groups)
     if (ref := flow.ref(weight)) is not None:  # what else the weight is computed from has one value for each filter
         flow.follow((axis for axis in ref.axes[rows] if axis != (name, rows)), made[: weight.shape[rows]])
     if bias is not None:
         _per_channel(flow, bias, made)
     return along(made, 1, call.out.shape)
+
+
+def deformed(flow: Channels, call: Call) -> Tensor:
+    """A convolution [N, C, ...] to [N, O, ...] whose pixels are read where other channels say: those stay."""
+    x, weight, offset, mask, bias, groups, parts = *call.args[:5], *call.args[11:13]
+    for where in (offset, mask):
+        flow.freeze(flow.ids(where), "it says where another picture is read")
+    tie_parts(flow, vector(flow.ids(x), 1), parts)
+    given = (x, weight, bias, [1, 1], [0, 0], [1, 1], False, [0, 0], groups)
+    return convolution(flow, replace(call, args=given))
 
 
 def linear(flow: Channels, call: Call) -> Tensor:
@@ -138,132 +166,11 @@ def _follow(flow: Channels, ref: Ref, tensor: Tensor, ids: Tensor) -> None:
             flow.follow(ref.axes[d - lead], vector(ids, d))
 
 
-def move(flow: Channels, call: Call) -> Any:
-    """What only moves data does the same to ids."""
-    ids = flow.ids(call.args[0])
-    moved = call.func(ids, *call.args[1:], **call.kwargs)
-    flow.part(ids, moved)
-    return moved
-
-
-def turn(flow: Channels, call: Call) -> Any:
-    """Axes change places."""
-    return move(flow, call)
-
-
-def squeeze(flow: Channels, call: Call) -> Any:
-    """Axes of length 1 come or go."""
-    return move(flow, call)
-
-
-def expand(flow: Channels, call: Call) -> Any:
-    """An axis of length 1 is as long as it is wanted."""
-    return move(flow, call)
-
-
-def repeat(flow: Channels, call: Call) -> Any:
-    """The whole is laid beside itself."""
-    return move(flow, call)
-
-
-def split(flow: Channels, call: Call) -> Any:
-    """Equal parts into which channels are cut stay equal."""
-    parts = move(flow, call)
-    _tie_equals(flow, parts)
-    return parts
-
-
-def view(flow: Channels, call: Call) -> Tensor:
-    """The same elements in another shape; equal parts into which channels are cut stay equal."""
-    viewed = flow.ids(call.args[0]).reshape(call.out.shape)
-    if constants := _constants(call.args[0].shape, call.out.shape):
-        for dim in axes_of(viewed).intersection(constants):
-            _tie_equals(flow, viewed.unbind(dim))
-            viewed = viewed.narrow(dim, 0, 1).expand(call.out.shape)
-    return viewed
-
-
-def _tie_parts(flow: Channels, vec: Tensor, parts: int) -> None:
-    """Ids [n] in this many equal parts: the first of each is one channel, the second, and so on."""
-    _tie_equals(flow, vec.view(parts, -1).unbind())
-
-
-def _tie_equals(flow: Channels, parts: Sequence[Tensor]) -> None:
-    if all(part.shape == parts[0].shape for part in parts):
-        for part in parts[1:]:
-            flow.tie(parts[0], part)
-
-
-def _constants(shape: Sequence[int], new: Sequence[int]) -> list[int]:
-    """Where a view cuts an axis in several: those of the new axes that do not follow its length.
-
-    Channel shuffles cut [N, C, ...] into [N, groups, C / groups, ...], generators [N, C * H * W] into [N, C, H, W].
-    Where this guess is wrong the model breaks when its width changes, and `surgery.survey` sees that.
-    """
-    axes: list[int] = []
-    start = 0
-    for size in (size for size in shape if size > 1):
-        end, reach = start, 1
-        while end < len(new) and reach < size:
-            reach *= new[end]
-            end += 1
-        if reach != size:
-            return []  # several axes in one, or none for one
-        parts = [d for d in range(start, end) if new[d] > 1]
-        axes += parts[1:] if len(shape) == 2 else parts[:-1]
-        start = end
-    return axes
-
-
-def pixel_shuffle(flow: Channels, call: Call) -> Tensor:
-    """Channels turn into pixels, [N, C r r, H, W] to [N, C, H r, W r]."""
-    parts = vector(flow.ids(call.args[0]), 1).view(-1, call.args[1] ** 2)
-    _tie_equals(flow, parts.unbind(1))
-    return along(parts[:, 0], 1, call.out.shape)
-
-
-def pixel_unshuffle(flow: Channels, call: Call) -> Tensor:
-    """Pixels turn into channels, [N, C, H r, W r] to [N, C r r, H, W]."""
-    vec = vector(flow.ids(call.args[0]), 1)
-    return along(vec.repeat_interleave(call.args[1] ** 2), 1, call.out.shape)
-
-
-def channel_shuffle(flow: Channels, call: Call) -> Tensor:
-    """Channels of equal groups change places."""
-    vec, groups = vector(flow.ids(call.args[0]), 1), call.args[1]
-    _tie_parts(flow, vec, groups)
-    return along(vec.view(groups, -1).t().reshape(-1), 1, call.out.shape)
-
-
 def glu(flow: Channels, call: Call) -> Tensor:
     """One half of the channels times a gate made of the other."""
     halves = flow.ids(call.args[0]).chunk(2, call.args[1] if len(call.args) > 1 else -1)
-    _tie_equals(flow, halves)
+    tie_equals(flow, halves)
     return halves[0]
-
-
-def concat(flow: Channels, call: Call) -> Tensor:
-    """Ids of the parts, one after the other."""
-    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
-    parts = [flow.ids(t) for t in call.args[0]]
-    for d in range(parts[0].dim()):  # what is merely repeated stays so: ids of large pictures take no memory
-        if d != dim % parts[0].dim() and all(p.stride(d) == 0 for p in parts):
-            parts = [p.narrow(d, 0, 1) for p in parts]
-    return torch.cat(parts, dim).expand(call.out.shape)
-
-
-def stack(flow: Channels, call: Call) -> Tensor:
-    """Ids of the parts, side by side along a new axis."""
-    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
-    return torch.stack([flow.ids(t) for t in call.args[0]], dim)
-
-
-def pad(flow: Channels, call: Call) -> Tensor:
-    """Zeros padded on belong to no channel and hold none; other values fix what they meet."""
-    ids, widths, value = flow.ids(call.args[0]), call.args[1], call.args[2] if len(call.args) > 2 else 0
-    if ids.dim() >= 3 and not any(widths[2 * (ids.dim() - 2) :]):  # only pixels
-        return along(vector(ids, 1), 1, call.out.shape)
-    return torch.constant_pad_nd(ids, widths, ABSENT if value == 0 else FIXED)
 
 
 def pool(flow: Channels, call: Call) -> list[Tensor]:
@@ -273,6 +180,12 @@ def pool(flow: Channels, call: Call) -> list[Tensor]:
         raise UnknownError("its input has no batch axis")
     vec = vector(flow.ids(call.args[0]), 1)
     return [along(vec, 1, out.shape) for out in outs]
+
+
+def sampled(flow: Channels, call: Call) -> Tensor:
+    """Channels stay; their pixels are read where a grid says, which stays as it is."""
+    flow.freeze(flow.ids(call.args[1]), "it says where another picture is read")
+    return along(vector(flow.ids(call.args[0]), 1), 1, call.out.shape)
 
 
 def mean(flow: Channels, call: Call) -> list[Tensor]:
@@ -303,7 +216,7 @@ def _branches(flow: Channels, ids: Tensor, dim: int) -> Tensor:
     line = small(ids.movedim(dim, -1).reshape(-1, ids.size(dim))[0])
     if not apart or bool((line.diff() == 1).any()):  # neighbours were made by one layer, one after the other
         raise UnknownError("it runs over channels")
-    _tie_equals(flow, ids.unbind(dim))
+    tie_equals(flow, ids.unbind(dim))
     return ids.narrow(dim, 0, 1)
 
 
@@ -315,7 +228,7 @@ def group_norm(flow: Channels, call: Call) -> Tensor:
     vec = vector(ids, 1)
     if bool((vec <= ABSENT).any()):
         raise UnknownError("not all that it averages over are channels")
-    _tie_equals(flow, vec.view(groups, -1).unbind(1))
+    tie_equals(flow, vec.view(groups, -1).unbind(1))
     for tensor in call.args[1:3]:
         if isinstance(tensor, Tensor):
             _per_channel(flow, tensor, vec)
@@ -361,6 +274,11 @@ def maker(flow: Channels, call: Call) -> Tensor:
     return fixed(call.out.shape)
 
 
+def blank(flow: Channels, call: Call) -> Tensor:
+    """Zeros, as what recurrent layers begin with: they belong to no channel and hold none."""
+    return torch.full((), ABSENT).expand(call.out.shape)
+
+
 def dice(flow: Channels, call: Call) -> Tensor:
     """Chance belongs to no channel and holds none: new dice are thrown for as many as there are."""
     return torch.full((), ABSENT).expand(call.out.shape)
@@ -369,8 +287,8 @@ def dice(flow: Channels, call: Call) -> Tensor:
 RULES: dict[str, Callable[[Channels, Call], Any]] = {
     rule.__name__: rule
     for rule in (
-        convolution, linear, batch_norm, pointwise, same, copy, move, turn, squeeze, expand, repeat, split, view,
-        pixel_shuffle, pixel_unshuffle, channel_shuffle, glu, concat, stack, pad, pool, mean, group_norm, average,
-        restride, maker, dice,
+        convolution, deformed, linear, batch_norm, pointwise, same, copy, move, turn, squeeze, expand, repeat, split,
+        view, pixel_shuffle, pixel_unshuffle, channel_shuffle, glu, concat, stack, pad, pool, sampled, mean, group_norm,
+        average, restride, maker, blank, dice,
     )
 }  # fmt: skip

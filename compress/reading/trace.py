@@ -82,9 +82,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.Tag.inplace_view in func.tags:  # the same tensor has other axes from here on
+            before = args[0].view_as(args[0])
+            self.calls = [_with(call, args[0], before) for call in self.calls]
+        else:
+            before = args[0] if args else None
         out = func(*args, **kwargs)
-        self.calls.append(Call(str(func.overloadpacket), func, tuple(args), dict(kwargs), out, self.where[-1]))
+        given = (before, *args[1:]) if args else ()
+        self.calls.append(Call(str(func.overloadpacket), func, given, dict(kwargs), out, self.where[-1]))
         return out
+
+
+def _with(value: Any, old: Tensor, new: Tensor) -> Any:
+    """A call, or what is in one, with one tensor in place of another."""
+    if isinstance(value, Call):
+        args, kwargs, out = (_with(part, old, new) for part in (value.args, value.kwargs, value.out))
+        return replace(value, args=args, kwargs=kwargs, out=out)
+    if isinstance(value, dict):
+        return {key: _with(part, old, new) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_with(part, old, new) for part in value)
+    return new if value is old else value
 
 
 def trace(model: nn.Module, shape: Shape) -> Trace:
@@ -152,9 +170,24 @@ def _asked(shape: Shape) -> str:
 
 def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Call, ...], tuple[Visit, ...], Any]:
     """What runs when the model is called: operators, leaf modules, and what it returns."""
-    paths = {id(module): name for name, module in model.named_modules()}
-    where = [""]
-    visits: list[Visit] = []
+    recorder, visits = Recorder([""]), list[Visit]()
+    output = _listened(model, inputs, recorder, visits)
+    return tuple(recorder.calls), tuple(visits), output
+
+
+def attempted(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Call, ...], str | None]:
+    """The operators that run until the model stops, and what it says then; None where it runs to its end."""
+    recorder = Recorder([""])
+    try:
+        _listened(model, inputs, recorder, [])
+    except Exception as error:
+        return tuple(recorder.calls), one_line(error)
+    return tuple(recorder.calls), None
+
+
+def _listened(model: nn.Module, inputs: tuple[Tensor, ...], recorder: Recorder, visits: list[Visit]) -> Any:
+    """Call the model, and write down what runs."""
+    paths, where = {id(module): name for name, module in model.named_modules()}, recorder.where
 
     def enter(module: nn.Module, inputs: Any) -> None:
         where.append(paths.get(id(module), where[-1]))
@@ -164,11 +197,9 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Call, ..
         if next(module.children(), None) is None and id(module) in paths:
             visits.append(Visit(name, module, tuple(inputs), output))
 
-    recorder = Recorder(where)
     with ExitStack() as stack:
         stack.enter_context(countable())
         for hook in (register_module_forward_pre_hook(enter), register_module_forward_hook(leave)):
             stack.callback(hook.remove)
         stack.enter_context(recorder)
-        output = model(*inputs)
-    return tuple(recorder.calls), tuple(visits), output
+        return model(*inputs)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from compress.errors import ArtifactError, UsageError
+from compress.surgery.numbers import remembered
 from compress.surgery.stages import Depths, arrange
 from compress.surgery.tensors import fit
 from compress.surgery.wires import Cuts, cuts_in, rewire
@@ -32,13 +33,14 @@ class Structure:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     depths: Depths = field(default_factory=dict)  # children of the containers in which blocks were added or left out
     cuts: Cuts = field(default_factory=dict)  # layer -> the sources that it does not read; see connections.cut
+    numbers: Mapping[str, int] = field(default_factory=dict)  # that modules hold beside tensors, and surgery changed
 
     @classmethod
     def read(cls, model: nn.Module, factory: str, args: Mapping[str, Any], depths: Depths | None = None) -> Structure:
         """The structure of a live model that this factory made and surgery changed."""
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
         kept = {path: tuple(names) for path, names in (depths or {}).items()}
-        return cls(factory, dict(args), shapes, kept, cuts_in(model))
+        return cls(factory, dict(args), shapes, kept, cuts_in(model), remembered(model))
 
     def build(self, make: Callable[..., nn.Module] | None = None, folder: Path | None = None) -> nn.Module:
         """A fresh module of these shapes, its numbers undefined. `make` stands in for importing the factory.
@@ -52,7 +54,7 @@ class Structure:
         except UsageError as error:
             raise ArtifactError(f"{self.factory} does not build the stored network: {error}") from None
         try:
-            fit(model, {name: shape for name, shape in self.shapes.items()})
+            fit(model, {name: shape for name, shape in self.shapes.items()}, self.numbers)
         except KeyError as error:
             raise ArtifactError(f"{self.factory} does not build the stored network: {error.args[0]}") from None
         return model
@@ -64,6 +66,7 @@ class Structure:
             "args": dict(self.args),
             "depths": {path: list(names) for path, names in self.depths.items()},
             "cuts": [[layer, list(sources)] for layer, sources in sorted(self.cuts.items())],
+            "numbers": dict(self.numbers),
         }
 
     @classmethod
@@ -84,7 +87,8 @@ class Structure:
             structure = json.loads(metadata["compress"])["structure"]
             depths = {str(path): tuple(map(str, names)) for path, names in structure["depths"].items()}
             cuts = {str(layer): tuple(map(str, sources)) for layer, sources in structure["cuts"]}
-            return cls(structure["factory"], structure["args"], shapes, depths, cuts)
+            numbers = {str(name): int(value) for name, value in structure["numbers"].items()}
+            return cls(structure["factory"], structure["args"], shapes, depths, cuts, numbers)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise ArtifactError(
                 f"{path.name} does not say how its network is built (no structure in its metadata), "

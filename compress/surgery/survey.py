@@ -9,20 +9,24 @@ frozen, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from compress.errors import UsageError, one_line
-from compress.reading.flow import Flow
-from compress.reading.ghost import countable, ghost
-from compress.reading.graph import Graph, read
+from compress.reading.flow import Cut, Flow
+from compress.reading.ghost import ghost
+from compress.reading.graph import Count, Graph, read
 from compress.reading.ids import small
 from compress.reading.inputs import Shape, blanks
-from compress.reading.trace import Recorder, taught, trace
+from compress.reading.trace import Call, Trace, attempted, taught, trace
+from compress.surgery.counts import Beside
 from compress.surgery.proof import Proof
 from compress.surgery.tensors import fit
 
+LOOKS = 4  # at views, each time with what was learnt from those before
 Hold = Callable[[Graph], Mapping[str, str]]  # spaces that stay as they are, each with its reason
 
 
@@ -31,71 +35,137 @@ def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:
 
     `held` says which spaces of a graph stay as they are, each with its reason. Raises UsageError as `graph.read` does.
     """
-    graph = read(model, shape)
-    hold = dict(held(graph)) if held else {}
-    if hold:
-        graph = read(model, shape, hold)
-    # Each by another number, two apart for the sake of halves: spaces must not hide that they only change together.
-    amounts = {name: 2 * number + 3 for number, name in enumerate(graph.free)}
-    if broken := _breaking(model, graph, amounts):
+    hold: dict[str, str] = {}
+    counts: dict[str, Count] = {}
+    graph = _cut_right(model, read(model, shape))
+
+    def look() -> Graph:
+        return replace(read(model, shape, hold, _follows(graph)), counts=counts)
+
+    if held and (said := dict(held(graph))):
+        hold |= said
+        graph = look()
+    amounts = _amounts(graph)
+    counts, broken = _breaking(model, graph, amounts)
+    if counts or broken:
         hold |= {name: f"the model breaks when it is wider: {why}" for name, why in broken.items()}
-        graph = read(model, shape, hold)
+        graph = look()
     amounts = {name: amounts[name] for name in graph.free}
-    if _unforetold(model, graph, amounts, hold) is not None:
+    fault = _unforetold(model, graph, amounts, hold)
+    if fault is not None and (more := _counted(model, graph, amounts)):
+        counts |= more
+        graph = look()
+        fault = _unforetold(model, graph, amounts, hold)
+    if fault is not None:
         reasons = {name: _unforetold(model, graph, {name: by}, hold) for name, by in amounts.items()}
         hold |= {name: _why_unforetold(graph, name, why) for name, why in reasons.items() if why is not None}
-        graph = read(model, shape, hold)
+        graph = look()
         if (why := _unforetold(model, graph, {name: amounts[name] for name in graph.free}, hold)) is not None:
-            return read(model, shape, hold | dict.fromkeys(graph.free, f"it does not change without others: {why}"))
+            hold |= dict.fromkeys(graph.free, f"it does not change without others: {why}")
+            return look()
     proof = Proof(model, graph)
     if moved := by_halves(sorted(graph.free, key=lambda name: name in graph.parted), proof.fails):
         hold |= {name: _why(graph, name) for name in moved}
-        graph = read(model, shape, hold)
+        graph = look()
     return graph
 
 
-def _breaking(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> dict[str, str]:
-    """The spaces with which the model does not run when they are wider, each with what it says.
+def _amounts(graph: Graph) -> dict[str, int]:
+    """By how many channels each free space is made wider.
+
+    Each by another number, two apart for the sake of halves: spaces must not hide that they only change together.
+    """
+    return {name: 2 * number + 3 for number, name in enumerate(graph.free)}
+
+
+def _cut_right(model: nn.Module, graph: Graph) -> Graph:
+    """The graph in which views cut channels as they do on a wider copy: the part that is longer there follows them."""
+    if any("more than one axis" in (space.frozen or "") for space in graph.spaces.values()):
+        first = {number: cut.parts[0] for number, cut in enumerate(graph.cuts)}
+        other = read(model, graph.shape, None, first)  # as where channels turn into pixels
+        graph = max(graph, other, key=lambda each: each.free_params)
+    for _ in range(LOOKS):
+        calls = _calls(model, graph, _amounts(graph))[0] if graph.cuts else ()
+        others = dict(_longer(graph.cuts, calls))
+        if not others:
+            break
+        graph = read(model, graph.shape, None, _follows(graph) | others)
+    return graph
+
+
+def _longer(cuts: Sequence[Cut], calls: Sequence[Call]) -> Iterator[tuple[int, int]]:
+    """The numbers of views of which another part is longer on a wider copy, which made these calls, with that part."""
+    for number, cut in enumerate(cuts):
+        out = calls[cut.call].out if cut.call < len(calls) else None
+        if not isinstance(out, Tensor) or out.dim() != len(cut.shape):
+            return
+        longer = [d for d in cut.parts if out.size(d) != cut.shape[d]]
+        if len(longer) == 1 and longer[0] != cut.follows:
+            yield number, longer[0]
+
+
+def _follows(graph: Graph) -> dict[int, int]:
+    return {number: cut.follows for number, cut in enumerate(graph.cuts)}
+
+
+def _breaking(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> tuple[dict[str, Count], dict[str, str]]:
+    """The numbers that must follow the widths for the model to run when it is wider, and the spaces with which it does
+    not run even so, each with what it says.
 
     Where it stops, an operator was about to read channels of the one that is to blame.
     """
-    left, reasons = dict(amounts), dict[str, str]()
-    touched: Callable[[int], set[str]] | None = None
-    while left and (fault := _stumbles(model, graph, left)) is not None:
-        why, at = fault
-        touched = touched or _touched(model, graph)
-        suspects = sorted(touched(at) & left.keys()) or list(left)
-        alone = {name: one[0] for name in suspects if (one := _stumbles(model, graph, {name: left[name]}))}
+    left, counts, reasons = dict(amounts), dict[str, Count](), dict[str, str]()
+    seen: tuple[Trace, Flow] | None = None
+    while left:
+        calls, why = _calls(model, graph, left)
+        if why is None:
+            break
+        seen = seen or _seen(model, graph)
+        if more := Beside(*seen, graph, left).found(partial(_calls, model, graph, left), counts, calls):
+            counts |= more
+            graph = replace(graph, counts=counts)
+            continue
+        suspects = sorted(_touched(*seen, graph, len(calls)) & left.keys()) or list(left)
+        alone = {name: one for name in suspects if (one := _stumbles(model, graph, {name: left[name]}))}
         if not alone and len(suspects) < len(left):
-            alone = {name: one[0] for name in left if (one := _stumbles(model, graph, {name: left[name]}))}
+            alone = {name: one for name in left if (one := _stumbles(model, graph, {name: left[name]}))}
         reasons |= alone or dict.fromkeys(suspects, why)
         left = {name: by for name, by in left.items() if name not in reasons}
-    return reasons
+    return counts, reasons
 
 
-def _stumbles(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> tuple[str, int] | None:
-    """What a model says that is wider by these amounts, and after how many operators; None where it runs."""
-    tried, recorder = _widened(model, graph, amounts)[0], Recorder([""])
-    try:
-        with countable(), recorder:
-            tried(*blanks(tried, graph.shape))
-    except Exception as error:
-        return one_line(error), len(recorder.calls)
-    return None
+def _counted(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> dict[str, Count]:
+    """The numbers that must follow the widths where a model runs without that, and is another then."""
+    calls, _ = _calls(model, graph, amounts)
+    return Beside(*_seen(model, graph), graph, amounts).found(
+        partial(_calls, model, graph, amounts), graph.counts, calls
+    )
 
 
-def _touched(model: nn.Module, graph: Graph) -> Callable[[int], set[str]]:
-    """By the number of an operator, the free spaces that it reads channels of."""
+def _seen(model: nn.Module, graph: Graph) -> tuple[Trace, Flow]:
     traced = taught(trace(model, graph.shape), graph.shape)
-    flow = Flow(traced)
+    return traced, Flow(traced, follows=_follows(graph))
+
+
+def _stumbles(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> str | None:
+    """What a model says that is wider by these amounts; None where it runs."""
+    return _calls(model, graph, amounts)[1]
+
+
+def _calls(
+    model: nn.Module, graph: Graph, amounts: Mapping[str, int], counts: Mapping[str, Count] | None = None
+) -> tuple[Sequence[Call], str | None]:
+    """What a model calls that is wider by these amounts, with these counts, and what it says where it stops."""
+    tried = _widened(model, graph if counts is None else replace(graph, counts=counts), amounts)[0]
+    return attempted(tried, blanks(tried, graph.shape))
+
+
+def _touched(traced: Trace, flow: Flow, graph: Graph, at: int) -> set[str]:
+    """The free spaces that the operator of this number reads channels of."""
     homes = {unit: name for name in graph.free for unit in graph.spaces[name].units}
-
-    def touched(at: int) -> set[str]:
-        read_there = traced.calls[min(at, len(traced.calls) - 1)].tensors
-        units = [unit for tensor in read_there for unit in flow.units(small(flow.ids(tensor))).tolist()]
-        return {homes[unit] for unit in units if unit in homes}
-
-    return touched
+    read_there = traced.calls[min(at, len(traced.calls) - 1)].tensors
+    units = [unit for tensor in read_there for unit in flow.units(small(flow.ids(tensor))).tolist()]
+    return {homes[unit] for unit in units if unit in homes}
 
 
 def by_halves(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> list[str]:
@@ -130,7 +200,7 @@ def _unforetold(model: nn.Module, graph: Graph, amounts: Mapping[str, int], held
     """None where the model, with these spaces widened, reads and costs as foretold; else what went wrong."""
     tried, wider = _widened(model, graph, amounts)
     try:
-        again = read(tried, graph.shape, held)
+        again = read(tried, graph.shape, held, _follows(graph))
     except UsageError as error:
         return one_line(error.__cause__ or error)
     if not wider.alike(again) or again.price.cost(again.widths) != graph.price.cost(wider.widths):
@@ -146,5 +216,5 @@ def _widened(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> tupl
     shapes = {name: list(t.shape) for name, t in [*tried.named_parameters(), *tried.named_buffers()]}
     for (name, dim), slot in graph.slots.items():
         shapes[name][dim] = len(slot.units)
-    fit(tried, {name: tuple(shape) for name, shape in shapes.items()})
+    fit(tried, {name: tuple(shape) for name, shape in shapes.items()}, graph.numbers)
     return tried, graph

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compress.budget.price import Ints
 from compress.reading.graph import Edit
+from compress.surgery.numbers import put
 
 Columns = Literal["zero", "kaiming"]
 
@@ -60,14 +61,15 @@ def change(model: nn.Module, edit: Edit, *, columns: Columns = "zero", seed: int
     readers = edit.before.slots.keys()  # a depthwise weight has no axis that reads channels
     depthwise = [old for name, old in olds.items() if name in edit.before.kernels and (name, 1) not in readers]
     swap(model, swaps, {id(swaps[id(weight)]) for weight in depthwise})
+    put(model, edit.after.numbers)
     return swaps
 
 
-def fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, int] | None = None) -> None:
     """Give a fresh model's tensors these shapes, their numbers undefined: what a compact network is loaded into.
 
-    Tied tensors may be named once, and buffers that no file holds not at all. Raises KeyError where other names differ
-    from the model's own.
+    Tied tensors may be named once, and buffers that no file holds not at all; `numbers` are those that modules hold in
+    plain attributes. Raises KeyError where other names differ from the model's own.
     """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     known = model.state_dict().keys()
@@ -81,6 +83,7 @@ def fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     depthwise = [module.weight for module in convolutions if 1 < module.groups == module.in_channels]
     swap(model, swaps, {id(swaps.get(id(weight), weight)) for weight in depthwise})
+    put(model, numbers or {})
 
 
 def swap(model: nn.Module, swaps: Mapping[int, Tensor], depthwise: Collection[int] = ()) -> None:
@@ -118,6 +121,12 @@ def _refresh(module: nn.Module, depthwise: bool) -> None:
         each = module.num_channels // module.num_groups  # a group comes and goes as a whole
         module.num_channels = len(module.weight)
         module.num_groups = module.num_channels // each
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+        module.input_size = module.get_parameter(f"weight_ih{layer}").shape[1]
+        module.hidden_size = module.get_parameter(f"weight_hh{layer}").shape[1]
+        if isinstance(module, nn.RNNBase):  # it computes with a list of its own
+            module._flat_weights = [module._parameters[name] for name in module._flat_weights_names]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
 

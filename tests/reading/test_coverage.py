@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net, conv, headed
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
-from compress.errors import UsageError
 from compress.reading.inputs import Shape
 from compress.reading.measure import measure
 from compress.surgery.finalize import finalize
@@ -52,10 +52,39 @@ def gated(net: Net, x: Tensor) -> Tensor:
     return net.b(y * gate)
 
 
-def recurrent(kind: type[nn.RNNBase]) -> nn.Module:
+def recurrent(kind: type[nn.RNNBase], **options: object) -> nn.Module:
+    """Six pixels are steps; first or second, as the layer has it."""
+    order = (0, 2, 1) if options.get("batch_first") else (2, 0, 1)
+    ways = 2 if options.get("bidirectional") else 1
     return Net(
-        lambda s, x: s.fc(s.r(fn.relu(s.a(x)).flatten(2).transpose(1, 2))[0].mean(1)),
-        a=conv(3, C), r=kind(C, 5, batch_first=True), fc=nn.Linear(5, 4))  # fmt: skip
+        lambda s, x: s.fc(s.r(fn.relu(s.a(x))[:, :, :2, :3].flatten(2).permute(order))[0].mean(order.index(2))),
+        a=conv(3, C), r=kind(C, 5, **options), fc=nn.Linear(5 * ways, 4))  # fmt: skip
+
+
+def stepped(kind: type[nn.RNNCellBase]) -> nn.Module:
+    """A cell that goes over pixels."""
+
+    def forward(net: Net, x: Tensor) -> object:
+        state = None
+        for pixel in fn.relu(net.a(x[:, :, :2, :2])).flatten(2).unbind(2):
+            state = net.r(pixel, state)
+        return net.fc(state[0] if isinstance(state, tuple) else state)
+
+    return Net(forward, a=conv(3, C), r=kind(C, 5), fc=nn.Linear(5, 4))
+
+
+def bent(net: Net, x: Tensor) -> object:
+    """Pixels are read where two other layers say."""
+    y = fn.relu(net.d(net.a(x), net.offsets(x)))
+    grid = net.grid(x).permute(0, 2, 3, 1).tanh()
+    return net.fc(fn.relu(net.b(fn.grid_sample(y, grid, align_corners=False))).mean((2, 3)))
+
+
+def depth_to_space(net: Net, x: Tensor) -> object:
+    y = net.a(x)
+    n, c, h, w = y.shape
+    y = y.view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
+    return net.fc(fn.relu(net.b(y)).mean((2, 3)))
 
 
 def tied_linear() -> nn.Module:
@@ -197,13 +226,42 @@ def test_parameters_that_nothing_reads_stay_and_are_named() -> None:
     assert "not read in eval mode, and training mode cannot be tried (RuntimeError: " in note
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_are_frozen_and_have_no_price(kind: type[nn.RNNBase]) -> None:
-    graph = survey(recurrent(kind), SHAPE)
-    assert graph.free == ()
-    assert "input.size(-1) must be equal to input_size" in why(graph)["a"]
-    with pytest.raises(UsageError, match=f"no rule for .*{kind.__name__} \\(in r\\)"):
-        measure(recurrent(kind), SHAPE)
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True, "bidirectional": True, "bias": False}, {"num_layers": 2, "bidirectional": True}],
+    ids=["plain", "both ways", "two layers"],
+)
+def test_what_recurrent_layers_read_and_their_hidden_channels_are_free(
+    kind: type[nn.RNNBase], options: dict[str, object]
+) -> None:
+    make = lambda: recurrent(kind, **options)  # noqa: E731
+    graph = survey(make(), SHAPE)
+    assert list(graph.widths.values()) == [C, 5]
+    assert_exact(make, SHAPE)
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_cells_that_are_stepped_by_hand_are_too(kind: type[nn.RNNCellBase]) -> None:
+    assert list(survey(stepped(kind), SHAPE).widths.values()) == [C, 5]
+    assert_exact(lambda: stepped(kind), SHAPE)
+
+
+def test_pictures_that_are_read_elsewhere_change_and_what_says_where_does_not() -> None:
+    def make() -> nn.Module:
+        return Net(bent, a=conv(3, C), d=DeformConv2d(C, 8, 3, padding=1), offsets=conv(3, 18), grid=conv(3, 2),
+                   b=conv(8, 5), fc=nn.Linear(5, 4))  # fmt: skip
+
+    graph = survey(make(), SHAPE)
+    assert (graph.free, set(why(graph))) == (("a", "d", "b"), {"offsets", "grid", "fc"})
+    assert "it says where another picture is read" in why(graph)["grid"]
+    assert_exact(make, SHAPE)
+
+
+def test_channels_that_become_pixels_by_views_are_free() -> None:
+    make = lambda: Net(depth_to_space, a=conv(3, 24), b=conv(6, 5), fc=nn.Linear(5, 4))  # noqa: E731
+    assert survey(make(), SHAPE).widths == {"a": 6, "b": 5}
+    assert_exact(make, SHAPE)
 
 
 def test_a_net_of_several_inputs_and_outputs_is_finalized() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as fn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import DeformConv2d
 
 from compress import models
 from compress.budget.limits import Cost
@@ -163,8 +164,7 @@ def test_thops_errors_in_transposed_and_shared_layers_are_listed() -> None:
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: Net(lambda s, x: s.l(x[0])[0], l=nn.LSTM(16, 4)), "LSTM (in l)"),
-        (lambda: Net(lambda s, x: s.l(x[0, 0]), l=nn.GRUCell(16, 4)), "GRUCell (in l)"),
+        (lambda: Net(lambda s, x: s.l(x[0])[0], l=nn.LSTM(16, 4, proj_size=2)), "a LSTM with proj_size"),
         (lambda: Net(lambda s, x: s.l(twin(x)), l=nn.Conv2d(3, 4, 3)), "compress_tests.twin (in forward())"),
         (lambda: nn.Sequential(nn.Unfold(2), nn.Fold((16, 16), 2)), "aten.col2im (in 1), aten.im2col (in 0)"),
     ],
@@ -173,6 +173,19 @@ def test_operators_that_cannot_be_counted_are_refused_by_name(make: Callable[[],
     with pytest.raises(UsageError) as refused:
         measure(make(), SHAPE)
     assert f"no rule for {name}" in str(refused.value)
+
+
+def test_recurrent_layers_cost_their_products_at_every_step_and_thop_adds_gates() -> None:
+    """Of x [3 steps, 16, 16]: four gates of 4 channels that read 16 + 4; thop adds 4 + 8 a gate, and 16 behind them."""
+    lstm = measure(Net(lambda s, x: s.l(x[0])[0], l=nn.LSTM(16, 4)), SHAPE)
+    assert (lstm.macs, lstm.thop) == (3 * 16 * 4 * 4 * 20, 3 * 16 * (4 * (4 * 20 + 4 + 8) + 16))
+    cell = measure(Net(lambda s, x: s.l(x[0, 0]), l=nn.GRUCell(16, 4, bias=False)), SHAPE)
+    assert (cell.macs, cell.thop) == (16 * 3 * 4 * 20, 16 * (3 * (4 * 20 + 4) + 16))
+
+
+def test_a_deformable_convolution_costs_as_much_as_one_without_offsets() -> None:
+    net = Net(lambda s, x: s.d(x, s.offsets(x)), d=DeformConv2d(3, 5, 3, padding=1), offsets=nn.Conv2d(3, 18, 1))
+    assert measure(net, SHAPE).macs == 16 * 16 * (3 * 5 * 9 + 3 * 18)
 
 
 def test_a_layer_that_lies_about_its_size_is_an_artifact_error() -> None:

