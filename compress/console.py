@@ -152,7 +152,8 @@ class _Story:
         size = " x ".join(map(str, data.image))
         classes = f" in {len(data.classes)} classes" if data.classes else ""
         beside = f" and {len(data.shape) - 1} more" if data.shape != data.image else ""
-        self.screen.line(f"{data.name}: images {size}{beside}{classes}, {counts}")
+        kind = "images" if data.scale == 255 else "arrays"
+        self.screen.line(f"{data.name}: {kind} {size}{beside}{classes}, {counts}")
         self.screen.line(
             f"{begun.factory}: {show(base.macs, 'MACs')}, {show(base.params, 'params')}; "
             f"starts at {show(seed.macs, 'MACs')}, {show(seed.params, 'params')}; "

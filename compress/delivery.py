@@ -146,7 +146,9 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
 
 def _preprocessing(finished: Finished) -> Preprocessing:
     data, baked = finished.data, finished.recipe.export.bake_preprocessing
-    return Preprocessing.of_inputs(each(data.shape), mean=data.mean, std=data.std, classes=data.classes, baked=baked)
+    return Preprocessing.of_inputs(
+        each(data.shape), mean=data.mean, std=data.std, classes=data.classes, baked=baked, pixels=data.scale == 255
+    )
 
 
 def illustrate(report: Report, path: Path) -> list[str]:

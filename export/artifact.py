@@ -135,8 +135,9 @@ def save_models(
         (folder / SOURCE).write_text(text, encoding="utf-8")
     model = onnx_file.clean(to_onnx(program, names))
     if preprocessing.baked:
-        mean, std = preprocessing.mean, preprocessing.std
-        model = onnx_file.bake(model, [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)])
+        mean, std, scale = preprocessing.mean, preprocessing.std, preprocessing.scale
+        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        model = onnx_file.bake(model, [1 / (scale * s) for s in std], shift, len(preprocessing.shape))
     save_program(program, folder / "model.pt2")
     memory = max(compact.cost.memory, onnx_count.count(model).memory or 0)  # of two counters, the stricter
     cost = replace(compact.cost, memory=memory)

@@ -217,11 +217,11 @@ def _versions(facts: Environment) -> str:
 def _prepared(preprocessing: Preprocessing) -> str:
     shapes = (preprocessing.shape, *(other.shape for other in preprocessing.others))
     images, *others = (", ".join(map(str, ("N", *shape))) for shape in shapes)
-    low, high = preprocessing.range
+    pixels = "pixels in [{}, {}], ".format(*preprocessing.range) if preprocessing.range else ""
     mean, std = (" ".join(f"{x:.4g}" for x in numbers) for numbers in (preprocessing.mean, preprocessing.std))
     rest = "normalised inside" if preprocessing.baked else f"minus mean ({mean}), over std ({std})"
     beside = "".join(f"; x{number}: float32 [{other}]" for number, other in enumerate(others, 2))
-    return f"float32 [{images}], pixels in [{low}, {high}], {rest}{beside}"
+    return f"float32 [{images}], {pixels}{rest}{beside}"
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:

@@ -62,11 +62,11 @@ def read_back(
 def normalised(batch: Batch, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
     """What the network is called with: the images normalised, other inputs as they are."""
     images, *others = arguments(batch)
+    axes = (1, -1, *[1] * (images.dim() - 2))
     mean, std = (
-        torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1)
-        for numbers in (preprocessing.mean, preprocessing.std)
+        torch.tensor(numbers, dtype=torch.float32).view(axes) for numbers in (preprocessing.mean, preprocessing.std)
     )
-    return (images.float() / 255 - mean) / std, *others
+    return (images.float() / preprocessing.scale - mean) / std, *others
 
 
 def outputs_of(folder: Path, inputs: Mapping[str, Sequence[Logits]], source: Path | None) -> dict[str, Logits]:

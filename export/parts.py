@@ -155,11 +155,14 @@ class FurtherInput(Part):
 
 
 class Preprocessing(Part):
-    """How pixels become the input of model.onnx: divided by 255, less the mean, over the standard deviation."""
+    """How pixels become the input of model.onnx: divided by 255, less the mean, over the standard deviation.
 
-    layout: Literal["NCHW"]
-    shape: tuple[StrictWhole, StrictWhole, StrictWhole]  # [C, H, W]
-    range: tuple[Literal[0], Literal[1, 255]]  # of the pixels that the file takes
+    Other arrays are not divided.
+    """
+
+    layout: Literal["NCHW", "NC..."]
+    shape: Annotated[Listed[StrictWhole], Field(min_length=1)]  # [C, H, W], or [C, ...]
+    range: tuple[Literal[0], Literal[1, 255]] | None  # of the pixels that the file takes; None: no pixels
     mean: Listed[Real]  # [C], of pixels in [0, 1]
     std: Listed[StrictNotNegative]  # [C]
     baked: Flag  # whether model.onnx does it itself
@@ -175,13 +178,16 @@ class Preprocessing(Part):
         std: Sequence[float],
         classes: Sequence[str],
         baked: bool,
+        pixels: bool = True,
     ) -> Self:
-        """Return the preprocessing for inputs of these shapes, [C, H, W] of the images and those of the others."""
+        """Return the preprocessing for inputs of these shapes, [C, H, W] of the images and those of the others; without
+        `pixels` of arrays [C, ...].
+        """
         images, *others = shapes
         parts: dict[str, Any] = {
-            "layout": "NCHW",
+            "layout": "NCHW" if pixels else "NC...",
             "shape": images,
-            "range": (0, 255 if baked else 1),
+            "range": (0, 255 if baked else 1) if pixels else None,
             "mean": [float(m) for m in mean],
             "std": [float(s) for s in std],
             "baked": baked,
@@ -190,6 +196,11 @@ class Preprocessing(Part):
         if others:
             parts["others"] = [{"name": f"x{number}", "shape": shape} for number, shape in enumerate(others, 2)]
         return cls.model_validate(parts)
+
+    @property
+    def scale(self) -> int:
+        """What 1 is stored as: 255 in images, 1 in other arrays."""
+        return 1 if self.range is None else 255
 
 
 class SpaceRow(Part):

@@ -86,6 +86,7 @@ def _quiet() -> Iterator[None]:
     ):
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category)
+        warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")  # of torch's own recurrent layers
         for logger in noisy:
             logger.setLevel(logging.ERROR)
         try:

@@ -192,3 +192,63 @@ def test_the_published_schema_knows_further_inputs() -> None:
     table = report_schema()["$defs"]["Preprocessing"]
     assert "others" in table["properties"]
     assert "others" not in table["required"]
+
+
+SERIES = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Series(nn.Module):
+    def __init__(self, width=12):
+        super().__init__()
+        self.half = width // 2
+        self.a, self.n = nn.Conv1d(2, width, 3, padding=1), nn.BatchNorm1d(width)
+        self.r, self.head = nn.GRU(width, 10, batch_first=True), nn.Linear(10, 3)
+    def forward(self, x):
+        one, other = F.max_pool1d(F.relu(self.n(self.a(x))), 4).split([self.half, self.half], 1)
+        return self.head(self.r(torch.cat([one, other], 1).transpose(1, 2))[0][:, -1])
+
+class Volume(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.Conv3d(8, 12, 3, padding=1)
+        self.head = nn.Linear(12, 3)
+    def forward(self, x):
+        return self.head(F.relu(self.b(F.relu(self.n(self.a(x))))).mean((2, 3, 4)))
+"""
+GROW = {"name": "adenel", "seed_width": 4, "round": "8 steps", "filters": 3, "tune": {"epochs": 6}}
+PRUNE = {"name": "l1", "rounds": 2, "round": "8 steps", "tune": {"epochs": 6}}
+
+
+@pytest.mark.parametrize(("net", "shape", "method"), [("Series", (2, 24), PRUNE), ("Volume", (1, 4, 5, 6), GROW)])
+def test_series_and_volumes_go_the_whole_way(net: str, shape: tuple[int, ...], method: dict[str, Any]) -> None:
+    """Class k is where the first channel is high along its last axis: in its first, second or last third."""
+    Path("series.py").write_text(SERIES)
+    draw, arrays = np.random.default_rng(0), dict[str, Any]()
+    for split, n in (("train", 400), ("test", 100)):
+        x, y = 5 + draw.standard_normal((n, *shape)), draw.integers(0, 3, n)
+        third = shape[-1] // 3
+        for one, k in zip(x, y, strict=True):
+            one[0] += 3 * (k + 1) if net == "Volume" else 0
+            one[0, ..., k * third : (k + 1) * third] += 3
+        arrays |= {f"x_{split}": x, f"y_{split}": y}
+    np.savez("arrays.npz", **arrays)
+    baked = settings.Export(bake_preprocessing=True)
+    said = recipe(model={"factory": f"./series.py:{net}"}, data={"source": "npz", "path": "arrays.npz"},
+                  method=method, budget="60%, 70%params", export=baked)  # fmt: skip
+    told = run(said, out="out").report.plain()
+    assert told["verdict"]["code"] == 0
+    assert all(entry["top1_equal"] for entry in told["parity"].values())
+    assert (told["preprocessing"]["range"], told["preprocessing"]["shape"]) == (None, list(shape))
+    assert "pixels" not in Path("out/report.md").read_text()
+    x = arrays["x_test"].astype(np.float32)
+    (out,) = onnxruntime.InferenceSession("out/model.onnx").run(None, {"images": x})
+    assert (out.argmax(1) == arrays["y_test"]).mean() == told["accuracy"]["test"] > 0.6
+    axes = (1, -1, *[1] * (len(shape) - 1))
+    mean, std = (np.float32(told["preprocessing"][key]).reshape(axes) for key in ("mean", "std"))
+    for model in (compress.load("out"), compress.load("out", trust=True)):
+        again = model(torch.from_numpy((x - mean) / std)).detach().numpy()
+        assert np.abs(out - again).max() < 1e-4 * np.abs(again).max()
+    if net == "Series":
+        assert compress.load("out", trust=True).half * 2 == told["spaces"][0]["width"] * 2 < 12

@@ -93,6 +93,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
+_BACKBONE = (
+    "how many numbers it returns depends on what it sees, as of a detector with its boxes; name a factory that returns "
+    "what comes before them, as in `def make(): return detector().backbone`"
+)
+CURES = {  # by what torch says
+    "torch.nonzero()": _BACKBONE,
+    "list of 3d tensors": _BACKBONE,
+    "expected device meta": "forward() reads a tensor or a layer that is not among the model's own, as a lambda or a "
+    "function in the place of a method does, which holds on to the model that it was made for; make it a method",
+    "scalar types: Long, Int": "an input of whole numbers, as token ids are, is not taken yet: give what an embedding "
+    "makes of them as floats",
+}
+
+
+def _cure(why: str) -> str:
+    known = (cure for said, cure in CURES.items() if said in why)
+    return next(known, "check the input shape, and that forward() does not depend on the values of its input")
+
+
 def _with(value: Any, old: Tensor, new: Tensor) -> Any:
     """A call, or what is in one, with one tensor in place of another."""
     if isinstance(value, Call):
@@ -122,10 +141,8 @@ def trace(model: nn.Module, shape: Shape) -> Trace:
     try:
         calls, visits, output = record(ghostly, blanks(ghostly, shape))
     except Exception as error:
-        raise UsageError(
-            f"the model cannot be traced with {_asked(shape)} ({one_line(error)}); "
-            "check the input shape, and that forward() does not depend on the values of its input"
-        ) from error
+        why = one_line(error)
+        raise UsageError(f"the model cannot be traced with {_asked(shape)} ({why}); {_cure(why)}") from error
     outputs = tuple(flat(output))
     if not outputs:
         raise UsageError(f"the model returns no tensor but {type(output).__name__}; forward() must return its logits")

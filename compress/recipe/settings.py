@@ -57,7 +57,7 @@ else:
 
 Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]  # of the one input, or of each of several
 _SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}}
-_SHAPE = {"anyOf": [{**_SIZES, "minItems": 3, "maxItems": 3}, {"type": "array", "items": _SIZES, "minItems": 1}]}
+_SHAPE = {"anyOf": [{**_SIZES, "minItems": 1}, {"type": "array", "items": _SIZES, "minItems": 1}]}
 
 
 def _shape(given: Any) -> Shape:
@@ -68,8 +68,6 @@ def _shape(given: Any) -> Shape:
             raise ValueError(
                 f"expected whole numbers from 1, as [3, 32, 32] or, for two inputs, [[3, 8, 8], [10]], got {given}"
             )
-    if len(shapes[0] if several else shapes) != 3:
-        raise ValueError(f"expected three numbers, [channels, height, width], got {list(given)}")
     return tuple(map(tuple, shapes)) if several and len(shapes) > 1 else tuple(shapes[0] if several else shapes)
 
 
@@ -98,8 +96,8 @@ class Model(Keys):
     args: dict[str, JsonValue] = Field({})
     """Keyword arguments of the factory; none by default."""
     input: Annotated[Shape, BeforeValidator(_shape), WithJsonSchema(_SHAPE)] | None = None
-    """Shape of the input, [channels, height, width] in pixels, or of each of several, the images first, as in
-    [[3, 8, 8], [10]]; null takes it from the data."""
+    """Shape of the input, [channels, height, width] in pixels or [channels, ...] of other arrays, or of each of
+    several, the images first, as in [[3, 8, 8], [10]]; null takes it from the data."""
     weights: str | None = None
     """A .safetensors file or a saved state_dict to start from, relative to the recipe; null: the factory's own weights,
     which it may have loaded itself. For methods that prune or that grow with begin: present; the others draw anew."""
@@ -117,7 +115,8 @@ class Data(Keys):
 
     source: Literal["digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100", "folder", "npz"] = "digits"
     """Data set; 'digits' ships with the package, so that a first run needs no download. An npz holds x_train, y_train,
-    x_test, y_test and, if you like, x_val, y_val; of a model with several inputs also x2_train, x2_test and so on."""
+    x_test, y_test and, if you like, x_val, y_val: images uint8 [N, H, W, C], or floats [N, C, ...] as of series and
+    volumes; of a model with several inputs also x2_train, x2_test and so on."""
     path: str | None = None
     """File (npz) or folder (others), relative to the recipe; null: its usual place, which npz and folder lack."""
     download: bool = False
@@ -137,9 +136,9 @@ class Data(Keys):
     cutout: Whole = 0
     """Side in pixels of a square that is blanked in each training image, anywhere (DeVries and Taylor 2017); 0 is off,
     8 of 32 is what VGG16 within 43 MFLOPs was trained with for 64 epochs; alone it was not measured."""
-    mean: tuple[NotNegative, ...] | None = None
-    """Mean of each channel that is subtracted, of pixels from 0 to 1; null measures it on the training images. Weights
-    trained elsewhere need theirs."""
+    mean: tuple[Annotated[float, BeforeValidator(number)], ...] | None = None
+    """Mean of each channel that is subtracted, of pixels from 0 to 1 or of arrays as they are; null measures it on the
+    training images. Weights trained elsewhere need theirs."""
     std: tuple[Positive, ...] | None = None
     """Standard deviation of each channel that is divided by, likewise."""
     size: Count | None = None

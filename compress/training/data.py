@@ -45,9 +45,11 @@ class Data:
     classes: tuple[str, ...]
     """Names of the classes; none where the targets are no class labels."""
     shape: tuple[int, ...] | tuple[tuple[int, ...], ...]
-    """Channels, height and width of one image; of several inputs the shape of each, the image first."""
+    """Channels, height and width of one image, or channels and what else an array has; of several inputs the shape of
+    each, the image first."""
     mean: tuple[float, ...]
-    """What is subtracted from each channel, in the range 0 to 1: its mean over the training images, unless stated."""
+    """What is subtracted from each channel, of images in the range 0 to 1: its mean over the training images, unless
+    stated."""
     std: tuple[float, ...]
     """What it is divided by: its standard deviation likewise; 1 where a channel is constant."""
     counts: dict[str, int]
@@ -65,7 +67,9 @@ class Data:
     parts: Mapping[str, tuple[Source, Tensor]]
     """Each split's source, and its images' numbers there: int64 [n] on the CPU."""
     scaling: tuple[Tensor, Tensor]
-    """Factor and summand [1, C, 1, 1] that turn uint8 into normalised values."""
+    """Factor and summand [1, C, 1, ...] that turn what is stored into normalised values."""
+    scale: int = 255
+    """What 1 is stored as: 255 in images uint8, 1 in arrays of floats."""
     cutout: int = 0
     """Side in pixels of the square that is blanked in each training image; 0 for none."""
     share: float = 1.0
@@ -225,11 +229,13 @@ def load(
     there, numbers = len(numbers), _subset(keys.train, numbers, seed)
     _refuse(keys, batch, len(numbers), train, classes=bool(read.classes))
     parts["train"] = (train, numbers)
-    histogram = _histogram(train, numbers)
-    mean, std = _moments(histogram)
-    mean, std = _stated("mean", keys.mean, mean), _stated("std", keys.std, std)
-    factor = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, -1, 1, 1)
-    summand = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, -1, 1, 1)
+    mean, std, seen = _statistics(train, numbers)
+    mean, std = (
+        _stated(key, of, it, train.scale) for key, of, it in (("mean", keys.mean, mean), ("std", keys.std, std))
+    )
+    axes = (1, -1, *[1] * (len(train.shape) - 1))
+    factor = torch.tensor([1 / (train.scale * s) for s in std], device=device).view(axes)
+    summand = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(axes)
     return Data(
         name=keys.source,
         classes=read.classes,
@@ -239,13 +245,14 @@ def load(
         counts={name: len(parts[name][1]) if name in parts else 0 for name in ("train", "val", "test")},
         batch=batch,
         steps_per_epoch=len(numbers) // batch,
-        digest=_digest(keys.source, read.classes, parts, histogram),
+        digest=_digest(keys.source, read.classes, parts, seen),
         device=device,
         seed=seed,
         crop=keys.crop,
         flip=keys.flip,
         parts=parts,
         scaling=(factor, summand),
+        scale=train.scale,
         cutout=keys.cutout,
         share=len(numbers) / there,
         padding=keys.padding,
@@ -257,16 +264,21 @@ def load(
 
 def _refuse(keys: "settings.Data", batch: int, images: int, train: Source, *, classes: bool) -> None:
     """Raise UsageError for what these images cannot be varied by."""
+    if len(train.shape) != 3 and (keys.crop or keys.flip or keys.cutout):
+        raise UsageError(
+            f"data.crop, data.flip and data.cutout vary pictures [channels, height, width]; arrays {list(train.shape)} "
+            "have none: set crop: 0, flip: false and cutout: 0."
+        )
     if batch > images:
         raise UsageError(f"train.batch: {batch} is more than the {images} training images; choose a smaller one.")
     if (keys.crop or keys.flip) and not classes and train.labels.dim() > 2:
         raise UsageError("data.crop and data.flip would move the images and not their targets; leave both out.")
-    if keys.padding == "reflect" and keys.crop >= min(train.shape[1:3]):
+    if keys.padding == "reflect" and keys.crop and keys.crop >= min(train.shape[1:3]):
         raise UsageError(
             f"data.crop: {keys.crop} is too much for images of {train.shape[1]} x {train.shape[2]} pixels, which show "
             "less beside their edges; choose a smaller one or padding: zero."
         )
-    if keys.cutout >= min(train.shape[1:3]):
+    if keys.cutout and keys.cutout >= min(train.shape[1:3]):
         height, width = train.shape[1:3]
         raise UsageError(
             f"data.cutout: {keys.cutout} would blank all or most of images of {height} x {width} pixels; choose less: "
@@ -322,6 +334,17 @@ def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return by_class[held].sort().values, by_class[~held].sort().values
 
 
+def _statistics(source: Source, numbers: Tensor) -> tuple[tuple[float, ...], tuple[float, ...], bytes]:
+    """Mean and standard deviation of each channel, and what they were made from, for the digest."""
+    if source.scale == 255:
+        histogram = _histogram(source, numbers)
+        return *_moments(histogram), histogram.numpy().tobytes()
+    (arrays, *_), *_ = source.take([numbers])
+    rows = arrays.cpu().numpy().astype("float64").swapaxes(0, 1).reshape(len(arrays[0]), -1)
+    mean, std = (tuple(float(of) for of in each.astype("float32")) for each in (rows.mean(1), rows.std(1)))
+    return mean, tuple(of or 1.0 for of in std), arrays.cpu().numpy().tobytes()
+
+
 def _histogram(source: Source, numbers: Tensor) -> Tensor:
     if isinstance(source, Files):
         numbers = numbers[:: -(-len(numbers) // 4096)]  # 4,096 files are read; their mean is as good as all files'
@@ -341,18 +364,21 @@ def _moments(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean), tuple(std)
 
 
-def _stated(key: str, given: tuple[float, ...] | None, measured: tuple[float, ...]) -> tuple[float, ...]:
-    if given is not None and (len(given) != len(measured) or max(given) >= 256):
-        raise UsageError(f"data.{key} is {list(given)}; it needs {len(measured)} numbers, of pixels from 0 to 1.")
+def _stated(key: str, given: tuple[float, ...] | None, measured: tuple[float, ...], scale: int) -> tuple[float, ...]:
+    pixels = scale == 255
+    odd = given is not None and pixels and not 0 <= min(given) <= max(given) < 256
+    if given is not None and (odd or len(given) != len(measured)):
+        of = ", of pixels from 0 to 1" * pixels
+        raise UsageError(f"data.{key} is {list(given)}; it needs {len(measured)} numbers{of}.")
     return measured if given is None else given
 
 
-def _digest(name: str, classes: Sequence[str], parts: Mapping[str, tuple[Source, Tensor]], histogram: Tensor) -> str:
+def _digest(name: str, classes: Sequence[str], parts: Mapping[str, tuple[Source, Tensor]], seen: bytes) -> str:
     digest = hashlib.sha256(repr((name, tuple(classes))).encode())
     for split, (source, numbers) in sorted(parts.items()):
         digest.update(split.encode())
         digest.update(numbers.numpy().tobytes())
         for column in (source.labels, *source.others):
             digest.update(column.cpu()[numbers].numpy().tobytes())
-    digest.update(histogram.numpy().tobytes())
+    digest.update(seen)
     return digest.hexdigest()

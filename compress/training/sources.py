@@ -20,6 +20,7 @@ from torch import Tensor
 from compress.errors import UsageError
 from compress.packages import demand
 
+MOST_AXES = 6  # of an array of floats [N, C, ...]
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TORCHVISION: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class, arguments of its train and test part
     "mnist": ("MNIST", {"train": True}, {"train": False}),
@@ -35,13 +36,17 @@ class Source(Protocol):
 
     labels: Tensor
     """int64 [N] on the device; or what is to be predicted for each image, float32 or int64 [N, ...]."""
-    shape: tuple[int, int, int]
-    """(C, H, W) of every image."""
+    shape: tuple[int, ...]
+    """(C, H, W) of every image; (C, ...) of other arrays."""
+    scale: int
+    """What 1 is stored as: 255 in images uint8, 1 in arrays of floats."""
     others: tuple[Tensor, ...]
     """The further inputs of a model that has several, float32 [N, ...] each, on the device."""
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """For each int64 [n] (CPU) yield (images uint8 [n, C, H, W], *others, labels int64 [n]) on the device."""
+        """For each int64 [n] (CPU) yield (images uint8 [n, C, H, W] or arrays float32 [n, C, ...], *others, labels
+        int64 [n]) on the device.
+        """
 
 
 class Found(NamedTuple):
@@ -52,12 +57,15 @@ class Found(NamedTuple):
 
 
 class Memory:
-    """Images held as one uint8 tensor [N, C, H, W] on the device, and what stands beside them."""
+    """Images held as one uint8 tensor [N, C, H, W] on the device, or arrays float32 [N, C, ...], and what stands beside
+    them.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, device: torch.device, others: Sequence[Tensor] = ()) -> None:
         self.images, self.labels = images.to(device), labels.to(device)
         self.others = tuple(other.to(device) for other in others)
-        self.shape: tuple[int, int, int] = (images.shape[1], images.shape[2], images.shape[3])
+        self.shape = tuple(images.shape[1:])
+        self.scale = 255 if images.dtype == torch.uint8 else 1
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """See Source."""
@@ -75,6 +83,7 @@ class Files:
     """
 
     others: tuple[Tensor, ...] = ()
+    scale = 255
 
     def __init__(
         self,
@@ -86,7 +95,7 @@ class Files:
         workers: int,
         device: torch.device,
     ) -> None:
-        self.paths, self.labels, self.shape = paths, labels.to(device), shape
+        self.paths, self.labels, self.shape = paths, labels.to(device), tuple[int, ...](shape)
         self.resize, self.workers = resize, max(1, workers)
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -195,7 +204,8 @@ def _shape(paths: Sequence[Path], size: int | None) -> tuple[int, int, int]:
 def read_npz(path: Path, *, device: torch.device) -> Found:
     """Read x_train, y_train, x_test, y_test and perhaps x_val, y_val from an .npz file, never unpickling.
 
-    Images are uint8 [N, H, W, C] or [N, H, W]; labels integers [N] from 0 to classes - 1. Floats [N, ...], or integers
+    Images are uint8 [N, H, W, C] or [N, H, W], other arrays floats [N, C, ...], as series [N, C, L] and volumes
+    [N, C, D, H, W] are; labels integers [N] from 0 to classes - 1. Floats [N, ...], or integers
     of more dimensions (a class for each pixel, say), are targets of a task that the recipe states: no classes then.
     A model of several inputs finds the others in x2_train, x2_test, x3_train, ...: floats [N, ...], used as they are.
     """
@@ -252,26 +262,55 @@ def _checked(
     sources: dict[str, Source] = {}
     count, shape = len(names), ()
     for split, (x, y) in arrays.items():
-        if x.dtype != np.uint8:
-            raise UsageError(f"{where}: x_{split} is {x.dtype}; images must be uint8, from 0 to 255.")
-        if x.ndim not in (3, 4) or x.size == 0 or (x.ndim == 4 and x.shape[1] <= 4 < x.shape[3]):
-            raise UsageError(f"{where}: x_{split} has the shape {list(x.shape)}; expected [N, H, W, C] or [N, H, W].")
+        tensor = _numbers(where, split, x) if x.dtype.kind == "f" else _images(where, split, x)
         if not names and _is_target(arrays["train"][1]):
             count = 0
             _check_target(where, split, x, y, arrays["train"][1])
         else:
             count = _check_labels(where, split, x, y, count)
         shape = shape or x.shape[1:]
-        if x.shape[1:] != shape:
-            raise UsageError(f"{where}: x_{split} has images {list(x.shape[1:])}, x_train has {list(shape)}.")
-        images = np.array(x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2), order="C")
+        if x.shape[1:] != shape or x.dtype.kind != arrays["train"][0].dtype.kind:
+            here, there = f"{x.dtype} {list(x.shape[1:])}", f"{arrays['train'][0].dtype} {list(shape)}"
+            raise UsageError(f"{where}: x_{split} has images {here}, x_train has {there}.")
         kind = np.float32 if y.dtype.kind == "f" else np.int64
         others = [
             _further(where, f"{name}_{split}", of, (len(x), *more["train"][name].shape[1:]))
             for name, of in more.get(split, {}).items()
         ]
-        sources[split] = Memory(torch.from_numpy(images), torch.from_numpy(y.astype(kind)), device, others)
+        sources[split] = Memory(tensor, torch.from_numpy(y.astype(kind)), device, others)
     return Found(names or tuple(map(str, range(count))), sources)
+
+
+def _images(where: str, split: str, x: NDArray[Any]) -> Tensor:
+    """Images as uint8 [N, C, H, W]."""
+    if x.dtype != np.uint8:
+        raise UsageError(
+            f"{where}: x_{split} is {x.dtype}; images must be uint8, from 0 to 255, other arrays floats [N, C, ...]."
+        )
+    if x.ndim not in (3, 4) or x.size == 0 or (x.ndim == 4 and x.shape[1] <= 4 < x.shape[3]):
+        raise UsageError(
+            f"{where}: x_{split} has the shape {list(x.shape)}; expected [N, H, W, C] or [N, H, W]; floats [N, C, ...]."
+        )
+    return torch.from_numpy(np.array(x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2), order="C"))
+
+
+def _numbers(where: str, split: str, x: NDArray[Any]) -> Tensor:
+    """Arrays as float32 [N, C, ...]: channels first, as the network takes them."""
+    if not 2 <= x.ndim <= MOST_AXES or x.size == 0:
+        raise UsageError(
+            f"{where}: x_{split} is {x.dtype} {list(x.shape)}; expected floats [N, C, ...], as [N, C, L] of series or "
+            "[N, C, D, H, W] of volumes, with one row for each label."
+        )
+    with np.errstate(over="ignore"):
+        tensor = torch.from_numpy(x.astype(np.float32))
+    if not tensor.isfinite().all():
+        raise UsageError(f"{where}: x_{split} holds numbers that are not finite in float32.")
+    if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1] and x.shape[1] == x.shape[2]:
+        raise UsageError(
+            f"{where}: x_{split} is {x.dtype} {list(x.shape)}, which looks like [N, H, W, C]; floats are taken with "
+            "their channels first, [N, C, H, W]: transpose them, or give images as uint8."
+        )
+    return tensor
 
 
 def _further(where: str, name: str, x: NDArray[Any], shape: tuple[int, ...]) -> Tensor:

@@ -29,6 +29,7 @@ from compress.training.seeds import seed_of
 from compress.training.task import Task, classification
 
 TELL_EVERY = 0.5  # seconds from one report of progress to the next; on a GPU also from one look at the losses
+VOLUME = 5  # axes of what convolves volumes [N, C, D, H, W]
 NARROW = 28  # channels; below, several CPU threads are in each other's way in channels_last
 BF16_MACS = 250_000  # of one image; below this, casting costs what the faster arithmetic saves
 
@@ -284,8 +285,10 @@ def strided_points(model: nn.Module) -> str | None:
 
 
 def runs_in_channels_last(model: nn.Module, shape: Shape, device: torch.device) -> bool:
-    """Whether a copy of the model can be trained in that layout: x.view() after a convolution, for one, cannot."""
-    if device.type == "cpu" and strided_points(model):
+    """Whether a copy of the model can be trained in that layout: x.view() after a convolution, for one, cannot, and a
+    convolution of volumes has another.
+    """
+    if (device.type == "cpu" and strided_points(model)) or any(p.dim() == VOLUME for p in model.state_dict().values()):
         return False
     trial = copied(model, lambda tensor: tensor.clone()).to(device).to(memory_format=torch.channels_last).train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():

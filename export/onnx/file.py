@@ -125,8 +125,10 @@ def clean(model: ModelProto) -> ModelProto:
     return model
 
 
-def bake(model: ModelProto, scale: Sequence[float], shift: Sequence[float]) -> ModelProto:
-    """Return a copy whose input [N, C, H, W] is first multiplied by `scale`, then shifted by `shift`, per channel."""
+def bake(model: ModelProto, scale: Sequence[float], shift: Sequence[float], axes: int = 3) -> ModelProto:
+    """Return a copy whose input [N, C, ...], of so many `axes` beside its batch, is first multiplied by `scale`, then
+    shifted by `shift`, per channel.
+    """
     model = _twin_of(model)
     graph = model.graph
     name = graph.input[0].name
@@ -136,7 +138,8 @@ def bake(model: ModelProto, scale: Sequence[float], shift: Sequence[float]) -> M
     for node in graph.node:
         node.input[:] = ["preprocessing.output" if n == name else n for n in node.input]
     for constant, numbers in zip(BAKED, (scale, shift), strict=True):
-        graph.initializer.append(onnx.helper.make_tensor(constant, TensorProto.FLOAT, (1, len(numbers), 1, 1), numbers))
+        shape = (1, len(numbers), *[1] * (axes - 1))
+        graph.initializer.append(onnx.helper.make_tensor(constant, TensorProto.FLOAT, shape, numbers))
     nodes = [
         onnx.helper.make_node("Mul", [name, BAKED[0]], ["preprocessing.scaled"]),
         onnx.helper.make_node("Add", ["preprocessing.scaled", BAKED[1]], ["preprocessing.output"]),

@@ -59,7 +59,7 @@ def spell_out(
     network_class = "\n".join(
         [
             f"class Model(nn.{'Sequential' if listed else 'Module'}):",
-            '    """The network: images [N, C, H, W] to logits [N, classes]."""',
+            f'    """The network: {_image_shape(preprocessing)} to logits [N, classes]."""',
             "",
             "    def __init__(self) -> None:",
             *chain.from_iterable(wrap(line, 8) for line in _init(parts, tree, script)),
@@ -141,7 +141,8 @@ def _head(network: nn.Module, script: Script, preprocessing: Mapping[str, Any], 
         "",
         "    model = load()",
         "",
-        f"It takes float32 images {_image_shape(preprocessing)}: pixels in [0, 1], less the mean, over the deviation,",
+        f"It takes float32 {'images' if preprocessing['range'] else 'arrays'} {_image_shape(preprocessing)}: "
+        f"{'pixels in [0, 1], ' if preprocessing['range'] else ''}less the mean, over the deviation,",
         "",
         f"    mean = {literal(tuple(preprocessing['mean']))}",
         f"    std = {literal(tuple(preprocessing['std']))}",

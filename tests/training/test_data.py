@@ -263,7 +263,11 @@ def test_an_npz_may_bring_its_own_validation_images_and_may_be_gray(tmp_path: Pa
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "float images": ({"x_train": np.zeros((120, 6, 6, 3), np.float32)}, "x_train is float32; images must be uint8"),
+    "float images": ({"x_train": np.zeros((120, 6, 6, 3), np.float32)}, "float32 .* looks like .* transpose them"),
+    "wide integers": ({"x_train": np.zeros((120, 6, 6, 3), int)}, "x_train is int64; images must be uint8"),
+    "floats beside images": ({"x_test": np.zeros((30, 3, 6, 6))}, r"images float64 \[3, 6, 6\], x_train has uint8"),
+    "floats without channels": ({"x_train": np.zeros(120)}, r"float64 \[120\]; expected floats \[N, C, ...\]"),
+    "floats that are none": ({"x_train": np.full((120, 2, 9), np.nan)}, "x_train holds numbers that are not finite"),
     "channels first": ({"x_train": np.zeros((120, 3, 6, 6), np.uint8)}, r"\[120, 3, 6, 6\]; expected \[N, H, W, C\]"),
     "flat images": ({"x_train": np.zeros((120, 108), np.uint8)}, r"\[120, 108\]; expected"),
     "no images": ({"x_test": np.zeros((0, 6, 6, 3), np.uint8), "y_test": np.zeros(0, int)}, "x_test has the shape"),
@@ -276,7 +280,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "labels from 1": ({"y_train": np.arange(120) % 3 + 1}, "from 1 to 3, but y_train has 3 different labels"),
     "an unknown label": ({"y_test": np.arange(30) % 4}, "y_test goes from 0 to 3"),
     "negative labels": ({"y_test": -(np.arange(30) % 3)}, "y_test goes from -2 to 0"),
-    "other sizes": ({"x_test": np.zeros((30, 7, 6, 3), np.uint8)}, r"x_test has images \[7, 6, 3\]"),
+    "other sizes": ({"x_test": np.zeros((30, 7, 6, 3), np.uint8)}, r"x_test has images uint8 \[7, 6, 3\]"),
     "a missing array": ({"y_test": None}, "expected x_test, x_train, y_test, y_train"),
     "an unknown array": ({"x_vall": np.zeros(3)}, "has the arrays x_test, x_train, x_vall"),
     "half a split": ({"x_val": np.zeros((3, 6, 6, 3), np.uint8)}, "has the arrays"),
