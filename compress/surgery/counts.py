@@ -8,10 +8,10 @@ there follows them, if with it the copy comes further. What none explains stands
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.reading import ids as channels
 from compress.reading.flow import Flow
@@ -50,6 +50,7 @@ class Beside:
         self._maker = {id(out): (at, k) for at, call in enumerate(traced.calls) for k, out in enumerate(flat(call.out))}
         self._paths = dict(traced.model.named_modules())
         self._lengths: dict[Place, Count] = {}
+        self._vain: set[tuple[type[nn.Module], frozenset[str], str]] = set()  # what was tried, and came no further
 
     def found(self, run: Run, known: Counts, calls: Sequence[Call]) -> dict[str, Count]:
         """The counts without which a copy with those that are `known` made no more than these calls: as many as can be
@@ -59,6 +60,9 @@ class Beside:
         parting = self.parting(calls)
         while parting is not None:
             for more, pattern in self._tries(parting):
+                tried = self._kind(pattern, parting)
+                if tried in self._vain:
+                    continue
                 then = self.parting(run({**known, **counts, **more})[0])
                 if then is None or then.at > parting.at:
                     counts |= more
@@ -68,9 +72,15 @@ class Beside:
                             counts, then = counts | alike, farther
                     parting = then
                     break
+                self._vain.add(tried)
             else:
                 break
         return counts
+
+    def _kind(self, pattern: Mapping[str, Any], parting: Parting) -> tuple[type[nn.Module], frozenset[str], str]:
+        """What is tried: numbers of these names in a module of this class, where this operator is next."""
+        owners = [self._owner(dotted) for dotted in pattern]
+        return type(self._paths[owners[0][0]]), frozenset(name for _, name in owners), self.traced.calls[parting.at].op
 
     def parting(self, calls: Sequence[Call]) -> Parting | None:
         """Where a copy that made these calls parts from what is foretold; None where it does not."""

@@ -115,17 +115,18 @@ def _breaking(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> tup
     Where it stops, an operator was about to read channels of the one that is to blame.
     """
     left, counts, reasons = dict(amounts), dict[str, Count](), dict[str, str]()
-    seen: tuple[Trace, Flow] | None = None
+    beside: Beside | None = None
     while left:
         calls, why = _calls(model, graph, left)
         if why is None:
             break
-        seen = seen or _seen(model, graph)
-        if more := Beside(*seen, graph, left).found(partial(_calls, model, graph, left), counts, calls):
+        beside = beside or Beside(*_seen(model, graph), graph, left)
+        beside.amounts = left
+        if more := beside.found(partial(_calls, model, graph, left), counts, calls):
             counts |= more
             graph = replace(graph, counts=counts)
             continue
-        suspects = sorted(_touched(*seen, graph, len(calls)) & left.keys()) or list(left)
+        suspects = sorted(_touched(beside.traced, beside.flow, graph, len(calls)) & left.keys()) or list(left)
         alone = {name: one for name in suspects if (one := _stumbles(model, graph, {name: left[name]}))}
         if not alone and len(suspects) < len(left):
             alone = {name: one for name in left if (one := _stumbles(model, graph, {name: left[name]}))}
