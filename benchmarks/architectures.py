@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import signal
 import statistics
 import time
 import warnings
@@ -36,6 +37,7 @@ from compress.surgery.surgeon import Surgeon
 from compress.surgery.survey import survey
 
 RESULTS = Path(__file__).parent / "results"
+PATIENCE = 60  # seconds for Torch-Pruning
 EXACT = 1e-9  # of the largest output; where rounding alone moves more, that
 FAMILIES = {
     "torchvision": """
@@ -161,6 +163,8 @@ def rival(model: nn.Module, shape: tuple[int, ...]) -> str:
     import torch_pruning as tp  # type: ignore[import-not-found]
 
     example = torch.randn(1, *shape)
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(PATIENCE)
     try:
         last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
         importance = tp.importance.MagnitudeImportance(p=2)
@@ -172,7 +176,13 @@ def rival(model: nn.Module, shape: tuple[int, ...]) -> str:
             model(example)
     except Exception as error:
         return told(error)
+    finally:
+        signal.alarm(0)
     return f"{after / before:.2f}"
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"not done in {PATIENCE} s")
 
 
 def told(error: Exception) -> str:

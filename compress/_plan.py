@@ -23,6 +23,7 @@ from compress.reading.inputs import Shape
 from compress.reading.measure import measure
 from compress.recipe.file import read
 from compress.recipe.settings import Recipe
+from compress.surgery.plain import unnormed
 from compress.surgery.structure import construct
 from compress.surgery.surgeon import Surgeon
 from compress.surgery.survey import Hold, survey
@@ -132,12 +133,14 @@ def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: M
 
 
 def full_model(recipe: Recipe) -> nn.Module:
-    """The full network with the weights that the recipe names, else with those of its factory."""
+    """The full network with the weights that the recipe names, else with those of its factory; of weight norms, their
+    product.
+    """
     model = construct(recipe.model.factory, recipe.model.args, recipe.folder)
     if recipe.model.weights is not None and methods_of(recipe)[0].keeps_weights:  # else the plan refuses them
         path = recipe.folder / Path(recipe.model.weights).expanduser()
         fill(model, read_weights(path, recipe.model.weights_key), exact=True)
-    return model
+    return unnormed(model)
 
 
 def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:

@@ -134,7 +134,7 @@ class Tally:
                 weight = module.weight
                 assert isinstance(weight, Tensor)
                 channels = out.shape[-1 if type(module) is nn.Linear else 1]
-                name = self.traced.names.get(id(weight))
+                name = self.traced.names.get(id(weight)) or self.weights.get(id(out))
                 yield from self._product(2, known * out.numel() // channels * weight.numel(), name)
             yield from self._recurrent(visit.name, module, known * x.numel() // x.shape[-1])
             for factor, tensor in thop_terms(module, x, out):

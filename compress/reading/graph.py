@@ -250,6 +250,8 @@ def _blocks(units: Mapping[Axis, Ints], spaces: dict[str, Space]) -> dict[Axis, 
 
 def _free_name(maker: str, taken: Iterable[str]) -> str:
     """A free name for what this tensor makes: the module's, or the tensor's own where it is no module's weight."""
+    layer, computed, _ = maker.partition(".parametrizations.weight.")  # as weight norms have it
+    maker = f"{layer}.weight" if computed else maker
     path, _, leaf = maker.rpartition(".")
     base = path if path and leaf == "weight" else maker
     name, copy = base, 2

@@ -80,6 +80,7 @@ def linear(flow: Channels, call: Call) -> Tensor:
     flow.multiplies(name)
     flow.slot(name, columns, vec, "in")
     made = flow.new(name, rows)
+    flow.follow((axis for axis in ref.axes[1] if axis != (name, rows)), made)
     if bias is not None:
         _per_channel(flow, bias, made)
     return along(made, -1, call.out.shape)

@@ -49,6 +49,11 @@ def made(
         every = (*own.axes[:1], own.axes[1] | others[0], *own.axes[2:])
         rest = tuple((own.axes[1] | others[0],) if out.dim() == 1 else () for out in outs[1:])
         return Made([every, *rest], _lost(own, sizes, own.axes[1], f"{short} averages over it"))
+    if short == "_weight_norm_interface":  # of each filter a direction, times a length of its own
+        dim, length = call.args[2] if len(call.args) > 2 else 0, ref(call.args[1])
+        filters = own.axes[dim] | (length.axes[dim] if length else NONE)
+        weight = tuple(filters if d == dim else axes for d, axes in enumerate(own.axes))
+        return Made([weight, tuple(filters if d == dim else NONE for d in range(len(own.axes)))])
     if row.ids == "mean":
         return _reduced(call, own, outs, short, sizes)
     if short in ("_softmax", "_log_softmax"):

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
 
 from compress.budget.limits import Cost
 from compress.errors import ArtifactError
-from compress.reading.ghost import copied, flat
+from compress.reading.ghost import flat
 from compress.reading.graph import Graph
 from compress.reading.inputs import Batch, Shape, arguments, each, plainly
 from compress.reading.measure import measure
+from compress.surgery.plain import plain
 from compress.surgery.structure import Structure
 from compress.surgery.surgeon import Surgeon
 from compress.surgery.survey import survey
@@ -70,27 +70,6 @@ def finalize(
     drift = compare(masked, compact, shape, images, top1=top1) if removed else 0.0
     built = Structure.read(compact, structure.factory, structure.args, structure.depths)
     return Compact(compact, built, measure(compact, shape), plainly(shape), drift, removed)
-
-
-def plain(model: nn.Module) -> nn.Module:
-    """A copy on the CPU in float32 and contiguous layout, with every mask and parametrization multiplied in."""
-    result = copied(model, _plain)
-    for module in list(result.modules()):
-        for name in [k.removesuffix("_orig") for k in module._parameters if k.endswith("_orig")]:
-            if f"{name}_mask" in module._buffers:
-                prune.remove(module, name)  # type: ignore[no-untyped-call]
-        if parametrize.is_parametrized(module):
-            assert isinstance(module.parametrizations, nn.ModuleDict)
-            kind = type(module)  # made by torch for this one module, and edited below: the model's own must not be
-            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)
-    return result
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return tensor.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _cut(masked: nn.Module, shape: Shape, *, silent: bool) -> tuple[nn.Module, dict[str, int]]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from compress.errors import ArtifactError, UsageError
 from compress.surgery.numbers import remembered
+from compress.surgery.plain import plain
 from compress.surgery.stages import Depths, arrange
 from compress.surgery.tensors import fit
 from compress.surgery.wires import Cuts, cuts_in, rewire
@@ -48,6 +49,9 @@ class Structure:
         Raises ArtifactError where the factory's model has other tensors than the shapes name, or no such depths.
         """
         model = construct(make or self.factory, self.args, folder)
+        if model.state_dict().keys() - self.shapes.keys():  # a finished network has no masks and no weight norms
+            whole = plain(model)
+            model = whole if whole.state_dict().keys() <= self.shapes.keys() else model
         try:
             arrange(model, self.depths)
             model = rewire(model, self.cuts)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compress.budget.price import Ints
 from compress.reading.graph import Edit
@@ -92,21 +93,24 @@ def swap(model: nn.Module, swaps: Mapping[int, Tensor], depthwise: Collection[in
     `depthwise` holds the ids of new convolution weights that have as many groups as channels: one with a single channel
     cannot tell itself.
     """
+    touched: list[nn.Module] = []
     for module in model.modules():
-        touched = False
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 if id(tensor) in swaps:
                     held[key] = swaps[id(tensor)]  # type: ignore[assignment]
-                    touched = True
-        if touched:
+                    touched.append(module)
+    inside = {id(module) for module in touched}
+    for module in model.modules():
+        computed = getattr(module, "parametrizations", None) if parametrize.is_parametrized(module) else None
+        if id(module) in inside or (computed and any(id(part) in inside for part in computed.modules())):
             _refresh(module, depthwise=id(getattr(module, "weight", None)) in depthwise)
 
 
 def _refresh(module: nn.Module, depthwise: bool) -> None:
     """Set a layer's own record of its sizes from its tensors, which are the truth."""
     if isinstance(module, nn.modules.conv._ConvNd):
-        first, second = module.weight.shape[:2]
+        first, second = _weight(module).shape[:2]
         if module.transposed:
             module.groups = first if depthwise else module.groups
             module.in_channels, module.out_channels = first, second * module.groups
@@ -114,7 +118,7 @@ def _refresh(module: nn.Module, depthwise: bool) -> None:
             module.groups = first // (module.out_channels // module.groups) if depthwise else module.groups
             module.in_channels, module.out_channels = second * module.groups, first
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = _weight(module).shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = len(next(t for t in (module.weight, module.running_mean) if t is not None))
     elif isinstance(module, nn.GroupNorm):
@@ -129,6 +133,14 @@ def _refresh(module: nn.Module, depthwise: bool) -> None:
             module._flat_weights = [module._parameters[name] for name in module._flat_weights_names]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """A layer's weight, or what torch's older weight norm will compute it from at the next call."""
+    weight = module._parameters.get("weight_v")
+    weight = getattr(module, "weight") if weight is None else weight  # noqa: B009 -- a property where it is computed
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _in_place_of(old: Tensor, new: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from compress.errors import ArtifactError
 from compress.reading.ghost import copied
 from compress.reading.graph import read
 from compress.reading.measure import measure
-from compress.surgery.finalize import DOUBLE, SINGLE, compare, finalize, plain
+from compress.surgery.finalize import DOUBLE, SINGLE, compare, finalize
+from compress.surgery.plain import plain
 from compress.surgery.proof import silence
 from compress.surgery.structure import Structure
 from compress.surgery.survey import survey
