@@ -143,6 +143,11 @@ def trace(model: nn.Module, shape: Shape) -> Trace:
     except Exception as error:
         why = one_line(error)
         raise UsageError(f"the model cannot be traced with {_asked(shape)} ({why}); {_cure(why)}") from error
+    if stray := [call for call in calls if any(not tensor.is_meta and tensor.dim() for tensor in call.tensors)]:
+        raise UsageError(
+            f"the model cannot be traced ({stray[0].op} in {stray[0].module or 'forward()'} reads a tensor of "
+            f"another's); {CURES['expected device meta']}"
+        )
     outputs = tuple(flat(output))
     if not outputs:
         raise UsageError(f"the model returns no tensor but {type(output).__name__}; forward() must return its logits")

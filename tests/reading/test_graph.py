@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as fn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrize
 
 from compress import models
 from compress.errors import UsageError
@@ -337,14 +337,24 @@ def test_reading_twice_gives_the_same_and_another_width_does_not() -> None:
     assert all(np.array_equal(slot.units, read(net, SHAPE).slots[axis].units) for axis, slot in graph.slots.items())
 
 
+ELSEWHERE = nn.Conv2d(C, C, 1)
+
+
+class Sums(nn.Module):
+    """Each filter is the sum of those before it and a part of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(0)
+
+
 def test_parametrized_weights_are_frozen_and_still_counted() -> None:
     net = Net(lambda s, y: y)
     plain = measure(net, SHAPE)
-    parametrizations.weight_norm(net.a)
+    parametrize.register_parametrization(net.a, "weight", Sums())
     graph, now = survey(net, SHAPE), measure(net, SHAPE)
     assert "b" in graph.free
     assert "convolution in a is not understood: its weight is computed" in graph.notes
-    assert (now.macs, now.params - plain.params) == (plain.macs, C)  # one length for each filter more
+    assert (now.macs, now.params) == (plain.macs, plain.params)
     assert graph.price.cost(graph.widths) == now
 
 
@@ -353,6 +363,9 @@ def test_parametrized_weights_are_frozen_and_still_counted() -> None:
     [
         (lambda s, y: y if y.sum() > 0 else -y, "does not depend on the values of its input"),
         (lambda s, y: y.view(7, -1), "cannot be traced with an input of shape"),
+        (lambda s, y: y.flatten()[y.flatten().nonzero()[:9]], "a factory that returns what comes before them"),
+        (lambda s, y: ELSEWHERE(y), "a tensor or a layer that is not among the model's own"),
+        (lambda s, y: fn.embedding(y[0, 0], torch.zeros(9, C)), "whole numbers, as token ids are, is not taken yet"),
     ],
 )
 def test_what_cannot_be_run_without_numbers_is_refused(forward: Callable[[Net, Tensor], Tensor], why: str) -> None:
