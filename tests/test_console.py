@@ -22,6 +22,7 @@ from compress.recipe.step import Tune
 from compress.training.events import Begun, Doing, Ended, Entered, Event, Note, Noted, Progress, Resumed, Warned
 
 DIGITS: Any = SimpleNamespace(
+    scale=255,
     name="digits",
     shape=(1, 8, 8),
     image=(1, 8, 8),

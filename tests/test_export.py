@@ -229,7 +229,8 @@ def test_tied_weights_unsaved_buffers_and_counters_of_batch_norm_need_not_be_in_
     ("change", "says"),
     [
         ({"shape": (3, 8, 8)}, r"The input is \(3, 8, 8\), but the images of digits are \(1, 8, 8\)"),
-        ({"shape": (8, 8)}, "expected three numbers"),
+        ({"shape": (8, 0)}, "expected whole numbers from 1"),
+        ({"shape": (8, 8)}, r"The input is \(8, 8\), but the images of digits are \(1, 8, 8\)"),
         ({"mean": (0.1, 0.2)}, r"data\.mean is \[0\.1, 0\.2\]; it needs 1 numbers"),
         ({"mean": (float("nan"),)}, r"data\.mean.* finite number, got nan"),
         ({"std": (0.0,)}, r"data\.std.* greater than 0"),

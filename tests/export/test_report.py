@@ -47,6 +47,7 @@ WHOLE: list[dict[str, Any]] = [
     {"budget": HARD_AND_SOFT},
     {"steps": STEPS, "history": SEARCH},
     {"train_cost": None, "preprocessing": Preprocessing.of_inputs([(3, 8, 8), (5,)], baked=True, **NAMES)},
+    {"preprocessing": Preprocessing.of_inputs([(3, 90)], baked=False, pixels=False, **NAMES)},
 ]
 
 
@@ -149,8 +150,8 @@ WRONG: dict[str, list[Any]] = {
     f"{FILE}/max_rel": [-1, None],
     f"{FILE}/top1_equal": [1, "yes"],
     "preprocessing/layout": ["NHWC", None],
-    "preprocessing/shape": [[3, 8], [3, 8, 8, 1], [-3, 8, 8], [0.5, 8, 8], "3"],
-    "preprocessing/range": [[0, 2], [1, 255], [0, 1, 255], [0], None],
+    "preprocessing/shape": [[], [-3, 8, 8], [0.5, 8, 8], "3", None],
+    "preprocessing/range": [[0, 2], [1, 255], [0, 1, 255], [0], "none"],
     "preprocessing/mean": [["0"], [None], 0.5],
     "preprocessing/std": [[-0.1], ["1"]],
     "preprocessing/baked": [1, None],

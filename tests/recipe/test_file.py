@@ -152,19 +152,20 @@ def test_a_mistake_is_told_with_line_key_value_and_what_to_write(refused: Any, a
 
 
 def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
-    assert refused("model:\n  factory: vgg\n  input: [3, 32]\nmethod: {name: adenal}\nsede: 1\n") == [
+    assert refused("model:\n  factory: vgg\n  input: [3, 0]\nmethod: {name: adenal}\nsede: 1\n") == [
         "small.yaml:2: model.factory: expected 'package.module:callable' or './file.py:callable', got 'vgg'.",
-        "small.yaml:3: model.input: expected three numbers, [channels, height, width], got [3, 32].",
+        "small.yaml:3: model.input: expected whole numbers from 1, as [3, 32, 32] or, for two inputs, "
+        "[[3, 8, 8], [10]], got [3, 0].",
         "small.yaml:4: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'refit', 'scratch', got 'adenal'; did "
         "you mean 'adenel'?",
         "small.yaml:5: sede: unknown key; did you mean 'seed'?",
     ]
-    assert refused("seed: 1\nmethod: {}\nmodel: {input: [3, 0, 1]}\ndata: {mean: [0.5, -1, 0.5]}\n") == [
+    assert refused("seed: 1\nmethod: {}\nmodel: {input: [3, 0, 1]}\ndata: {std: [0.5, -1, 0.5]}\n") == [
         "small.yaml:3: model.factory: missing. Callable that builds the full net, required: "
         "'package.module:callable', or './file.py:callable' by the recipe.",
         "small.yaml:3: model.input: expected whole numbers from 1, as [3, 32, 32] or, for two inputs, "
         "[[3, 8, 8], [10]], got [3, 0, 1].",
-        "small.yaml:4: data.mean.1: expected a number of at least 0, got -1.",
+        "small.yaml:4: data.std.1: expected a number above 0, got -1.",
         "small.yaml:2: method.name: missing; write one of adenel, autogrow, l1, lwp, refit, scratch.",
     ]
 

@@ -381,7 +381,7 @@ def test_a_run_that_learnt_other_classes_or_other_pixels_does_not_teach(
 
 def test_the_network_of_a_run_by_somebody_elses_code_is_not_imported_unasked(finished: Finished, shop: Path) -> None:
     tensors = safetensors.torch.load_file(finished.out / "model.safetensors")
-    structure = {"factory": "antigravity:net", "args": {}, "depths": {}, "cuts": []}
+    structure = {"factory": "antigravity:net", "args": {}, "depths": {}, "cuts": [], "numbers": {}}
     (shop / "foreign").mkdir()
     safetensors.torch.save_file(
         tensors, "foreign/model.safetensors", {"compress": json.dumps({"structure": structure})}
