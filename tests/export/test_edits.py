@@ -412,10 +412,13 @@ def corrupted(data: bytes, draw: random.Random) -> bytes:
 
 def says_the_same(data: bytes, whole: bytes) -> bool:
     """Whether nothing was changed, or white space between what JSON says."""
+    if data == whole:
+        return True
     try:
-        return data == whole or json.loads(data) == json.loads(whole)
+        one, other = (json.loads(text, object_pairs_hook=list) for text in (data, whole))  # a key twice is no report
     except ValueError:
         return False
+    return bool(one == other)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "report.json"])
