@@ -112,8 +112,9 @@ def woken(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """Two images [2, C, H, W] for a network that is turned into float64 here, all its numbers redrawn for them."""
     generator = torch.Generator().manual_seed(0)
     redraw(model.double(), generator)
-    coarse = torch.randn(2, shape[0], 7, 7, generator=generator, dtype=torch.float64)  # finer noise averages out
-    images = nn.functional.interpolate(coarse * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), shape[1:])
+    axes = len(shape) - 1
+    coarse = torch.randn(2, shape[0], *[7] * axes, generator=generator, dtype=torch.float64)  # finer noise averages out
+    images = nn.functional.interpolate(coarse * torch.tensor([1.0, 3.0]).view(2, 1, *[1] * axes), shape[1:])
     settle(model, images)
     return images
 
