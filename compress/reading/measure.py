@@ -89,7 +89,9 @@ def _ask(model: nn.Module, shape: Shape) -> _Referees:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # thop imports distutils
         import thop
-    counted = _Counted(ghost(model))
+    # without gradients, which torch's counter hooks: a parameter that is expanded into a layer has none here
+    still = ghost(model).requires_grad_(False)
+    counted = _Counted(still)
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # thop tells the root logger of what it has no rule for
     try:
