@@ -146,11 +146,10 @@ class Tally:
         gates, beside = RECURRENT.get(type(module), (0, 0))
         for leaf, tensor in module._parameters.items() if gates else ():
             name = f"{path}.{leaf}".strip(".")
-            if leaf.startswith(("weight_ih", "weight_hh")):
-                assert tensor is not None
-                yield from self._product(2, steps * tensor.numel(), name)
+            if tensor is None or not leaf.startswith(("weight_ih", "weight_hh")):
+                continue
+            yield from self._product(2, steps * tensor.numel(), name)
             if leaf.startswith("weight_hh"):
-                assert tensor is not None
                 units = self.units.get((name, 1), np.zeros(tensor.shape[1], dtype=np.int64))
                 factor = gates * (3 if f"bias_hh{leaf[9:]}" in module._parameters else 1) + beside
                 yield Piece((0, 0, steps * factor, 0), units, ONE)
@@ -197,9 +196,11 @@ class Tally:
         names, folded = self.traced.names, _folded(self.traced)
         stored: set[str] = set()
         rest = FILE_BYTES + CLASS_BYTES * max(self.traced.outputs[0].shape[1:2], default=1)
+        # a recurrent layer's first state is not stored: its size depends on the batch
+        layers = {name for name, module in self.traced.model.named_modules() if type(module) in RECURRENT}
         for call in self.traced.calls:
             row = _row(call)
-            if row.ids == "maker":
+            if row.ids == "maker" or (row.ids == "blank" and call.module not in layers):
                 rest += sum(tensor.numel() * _number_bytes(tensor) for tensor in flat(call.out))
                 continue
             lacking = 0  # vectors that the exporter adds: the bias that a folded norm leaves, weight and bias of others

@@ -188,6 +188,14 @@ def test_a_deformable_convolution_costs_as_much_as_one_without_offsets() -> None
     assert measure(net, SHAPE).macs == 16 * 16 * (3 * 5 * 9 + 3 * 18)
 
 
+def test_zeros_of_a_stated_size_take_as_many_bytes_of_the_file_as_ones() -> None:
+    """The exporter may store either: 4 bytes a number."""
+    first = Net(lambda s, x: s.l(torch.cat([x, torch.zeros(1, 5, 16, 16)], 1)), l=nn.Conv2d(8, 4, 3))
+    other = Net(lambda s, x: s.l(torch.cat([x, torch.ones(1, 5, 16, 16)], 1)), l=nn.Conv2d(8, 4, 3))
+    assert measure(first, SHAPE) == measure(other, SHAPE)
+    assert measure(first, SHAPE).bytes > 4 * 5 * 16 * 16
+
+
 def test_a_layer_that_lies_about_its_size_is_an_artifact_error() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 5))
     model[2].in_features = 1  # what thop believes
