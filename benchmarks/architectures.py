@@ -30,6 +30,7 @@ from torch import nn
 
 from compress.budget.landing import land
 from compress.budget.limits import Budget
+from compress.errors import one_line
 from compress.reading.graph import Graph
 from compress.reading.measure import measure
 from compress.surgery.proof import silence
@@ -120,7 +121,7 @@ def row(name: str) -> dict[str, Any]:
     try:
         found["landed"] = landed(copy.deepcopy(model), shape, graph)
     except Exception as error:
-        found["landed"] = told(error)
+        found["landed"] = one_line(error)[:120]
     found |= exactness(model, shape, graph)
     return found
 
@@ -175,7 +176,7 @@ def rival(model: nn.Module, shape: tuple[int, ...]) -> str:
         with torch.no_grad():
             model(example)
     except Exception as error:
-        return told(error)
+        return one_line(error)[:120]
     finally:
         signal.alarm(0)
     return f"{after / before:.2f}"
@@ -183,11 +184,6 @@ def rival(model: nn.Module, shape: tuple[int, ...]) -> str:
 
 def _too_long(*_: object) -> None:
     raise TimeoutError(f"not done in {PATIENCE} s")
-
-
-def told(error: Exception) -> str:
-    """An exception in a few words."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:90]}"
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -248,7 +244,7 @@ def main() -> None:
         try:
             found = row(name)
         except Exception as error:  # the table says it, and the others are still run
-            found = {"name": name, "error": told(error)}
+            found = {"name": name, "error": one_line(error)[:120]}
         rows.append(found)
         print(json.dumps(found), flush=True)
         with file.open("a") as opened:

@@ -256,9 +256,11 @@ class Flow:
     def _tie_recurrent(self) -> None:
         """All layers and directions of a recurrent layer have as many hidden channels as its `hidden_size` says."""
         for path, module in self.traced.model.named_modules():
+            if not isinstance(module, nn.RNNBase):
+                continue
             own = [f"{path}.{name}".strip(".") for name in module._parameters if name.startswith("weight_hh_l")]
             hidden = [self.slots[name, 1] for name in own if (name, 1) in self.slots]
-            for one in hidden[1:] if isinstance(module, nn.RNNBase) else ():
+            for one in hidden[1:]:
                 self.tie(hidden[0], one)
 
     def _give_up(self, call: Call, why: str) -> None:

@@ -98,8 +98,11 @@ class Graph:
     @property
     def numbers(self) -> dict[str, int]:
         """What the numbers that modules hold must be at the present widths, by their dotted names."""
-        width = {name: space.width for name, space in self.spaces.items()} | {"": 1}
-        return {name: sum(times * width[of] for of, times in count.items()) for name, count in self.counts.items()}
+
+        def length(count: Count) -> int:
+            return sum(times * (self.spaces[of].width if of else 1) for of, times in count.items())
+
+        return {name: length(count) for name, count in self.counts.items()}
 
     def widen(self, name: str, by: int) -> Edit:
         """An edit that adds `by` channels to a space, behind its last one wherever that stands."""

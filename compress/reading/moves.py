@@ -19,15 +19,14 @@ from compress.reading.trace import Call
 def move(flow: Channels, call: Call) -> Any:
     """What only moves data does the same to ids."""
     ids = flow.ids(call.args[0])
-    moved = call.func(ids, *call.args[1:], **call.kwargs)
+    moved = call.func(ids.view_as(ids), *call.args[1:], **call.kwargs)  # transpose_ turns what it is given
     flow.part(ids, moved)
     return moved
 
 
 def turn(flow: Channels, call: Call) -> Any:
     """Axes change places."""
-    ids = flow.ids(call.args[0])
-    return call.func(ids.view_as(ids), *call.args[1:])  # of another view: transpose_ turns the one that it is given
+    return move(flow, call)
 
 
 def squeeze(flow: Channels, call: Call) -> Any:

@@ -282,7 +282,7 @@ def blank(flow: Channels, call: Call) -> Tensor:
 
 def dice(flow: Channels, call: Call) -> Tensor:
     """Chance belongs to no channel and holds none: new dice are thrown for as many as there are."""
-    return torch.full((), ABSENT).expand(call.out.shape)
+    return blank(flow, call)
 
 
 RULES: dict[str, Callable[[Channels, Call], Any]] = {

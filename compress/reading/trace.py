@@ -82,13 +82,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        given = tuple(args)
         if torch.Tag.inplace_view in func.tags:  # the same tensor has other axes from here on
             before = args[0].view_as(args[0])
             self.calls = [_with(call, args[0], before) for call in self.calls]
-        else:
-            before = args[0] if args else None
+            given = (before, *args[1:])
         out = func(*args, **kwargs)
-        given = (before, *args[1:]) if args else ()
         self.calls.append(Call(str(func.overloadpacket), func, given, dict(kwargs), out, self.where[-1]))
         return out
 

@@ -18,7 +18,7 @@ from compress.reading.flow import Flow
 from compress.reading.ghost import flat
 from compress.reading.graph import Count, Graph
 from compress.reading.trace import Call, Trace
-from compress.surgery.numbers import numbers
+from compress.surgery.numbers import numbers, owner
 
 MOST = 4  # times the channels at hand that a number may be: of queries, keys and values, and one more
 Counts = Mapping[str, Count]
@@ -77,9 +77,15 @@ class Beside:
                 break
         return counts
 
+    def touched(self, at: int) -> set[str]:
+        """The free spaces that the operator of this number reads channels of."""
+        read_there = self.traced.calls[min(at, len(self.traced.calls) - 1)].tensors
+        units = [u for tensor in read_there for u in self.flow.units(channels.small(self.flow.ids(tensor))).tolist()]
+        return {self._home[unit] for unit in units if unit in self._home}
+
     def _kind(self, pattern: Mapping[str, Any], parting: Parting) -> tuple[type[nn.Module], frozenset[str], str]:
         """What is tried: numbers of these names in a module of this class, where this operator is next."""
-        owners = [self._owner(dotted) for dotted in pattern]
+        owners = [owner(dotted) for dotted in pattern]
         return type(self._paths[owners[0][0]]), frozenset(name for _, name in owners), self.traced.calls[parting.at].op
 
     def parting(self, calls: Sequence[Call]) -> Parting | None:
@@ -165,7 +171,7 @@ class Beside:
         """The same of all other modules of that class, where they do the same with a number of the same name."""
         found: dict[str, Count] = {}
         for dotted, (place, often) in pattern.items():
-            path, name = self._owner(dotted)
+            path, name = owner(dotted)
             for other, module in self._paths.items():
                 if other == path or type(module) is not type(self._paths[path]):
                     continue
@@ -180,14 +186,6 @@ class Beside:
         call = self.traced.calls[place.call] if 0 <= place.call < len(self.traced.calls) else None
         outs = [] if call is None or call.op != op else list(flat(call.out))
         return place.out < len(outs) and place.dim < outs[place.out].dim()
-
-    def _owner(self, dotted: str) -> tuple[str, str]:
-        """The module that holds a number, and its name there."""
-        path, _, name = dotted.rpartition(".")
-        if name.isdecimal():
-            path, _, attribute = path.rpartition(".")
-            name = f"{attribute}.{name}"
-        return path, name
 
     def _first(self, path: str) -> int:
         """The number of the first call within a module."""

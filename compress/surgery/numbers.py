@@ -27,20 +27,29 @@ def put(model: nn.Module, values: Mapping[str, int]) -> None:
 
     Raises KeyError where it holds no such number, or is given none.
     """
-    for name, value in values.items():
-        path, _, leaf = name.rpartition(".")
-        within = leaf.isdecimal()
-        path, _, attribute = path.rpartition(".") if within else (path, "", leaf)
-        module = dict(model.named_modules()).get(path)
-        if module is None or f"{attribute}.{leaf}" * within + attribute * (not within) not in numbers(module):
-            raise KeyError(f"the model holds no whole number {name}")
+    if not values:
+        return
+    modules = dict(model.named_modules())
+    for dotted, value in values.items():
+        path, name = owner(dotted)
+        if path not in modules or name not in numbers(modules[path]):
+            raise KeyError(f"the model holds no whole number {dotted}")
         if not _counts(value):
-            raise KeyError(f"{name} cannot be {value!r}")
-        held = vars(module)[attribute]
-        several = type(held)([value if str(at) == leaf else one for at, one in enumerate(held)]) if within else value
-        module.__dict__[attribute] = several
-    if values:
-        model.__dict__[KEY] = {**remembered(model), **values}
+            raise KeyError(f"{dotted} cannot be {value!r}")
+        attribute, _, place = name.partition(".")
+        held = vars(modules[path])[attribute]
+        one_of = [value if str(at) == place else one for at, one in enumerate(held)] if place else []
+        modules[path].__dict__[attribute] = type(held)(one_of) if place else value
+    model.__dict__[KEY] = {**remembered(model), **values}
+
+
+def owner(dotted: str) -> tuple[str, str]:
+    """The path of the module that holds a number, and its name there."""
+    path, _, name = dotted.rpartition(".")
+    if name.isdecimal():
+        path, _, attribute = path.rpartition(".")
+        name = f"{attribute}.{name}"
+    return path, name
 
 
 def remembered(model: nn.Module) -> dict[str, int]:

@@ -19,7 +19,6 @@ from compress.errors import UsageError, one_line
 from compress.reading.flow import Cut, Flow
 from compress.reading.ghost import ghost
 from compress.reading.graph import Count, Graph, read
-from compress.reading.ids import small
 from compress.reading.inputs import Shape, blanks
 from compress.reading.trace import Call, Trace, attempted, taught, trace
 from compress.surgery.counts import Beside
@@ -126,7 +125,7 @@ def _breaking(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> tup
             counts |= more
             graph = replace(graph, counts=counts)
             continue
-        suspects = sorted(_touched(beside.traced, beside.flow, graph, len(calls)) & left.keys()) or list(left)
+        suspects = sorted(beside.touched(len(calls)) & left.keys()) or list(left)
         alone = {name: one for name in suspects if (one := _stumbles(model, graph, {name: left[name]}))}
         if not alone and len(suspects) < len(left):
             alone = {name: one for name in left if (one := _stumbles(model, graph, {name: left[name]}))}
@@ -159,14 +158,6 @@ def _calls(
     """What a model calls that is wider by these amounts, with these counts, and what it says where it stops."""
     tried = _widened(model, graph if counts is None else replace(graph, counts=counts), amounts)[0]
     return attempted(tried, blanks(tried, graph.shape))
-
-
-def _touched(traced: Trace, flow: Flow, graph: Graph, at: int) -> set[str]:
-    """The free spaces that the operator of this number reads channels of."""
-    homes = {unit: name for name in graph.free for unit in graph.spaces[name].units}
-    read_there = traced.calls[min(at, len(traced.calls) - 1)].tensors
-    units = [unit for tensor in read_there for unit in flow.units(small(flow.ids(tensor))).tolist()]
-    return {homes[unit] for unit in units if unit in homes}
 
 
 def by_halves(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> list[str]:

@@ -93,17 +93,18 @@ def swap(model: nn.Module, swaps: Mapping[int, Tensor], depthwise: Collection[in
     `depthwise` holds the ids of new convolution weights that have as many groups as channels: one with a single channel
     cannot tell itself.
     """
-    touched: list[nn.Module] = []
+    touched: set[int] = set()
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 if id(tensor) in swaps:
                     held[key] = swaps[id(tensor)]  # type: ignore[assignment]
-                    touched.append(module)
-    inside = {id(module) for module in touched}
+                    touched.add(id(module))
     for module in model.modules():
-        computed = getattr(module, "parametrizations", None) if parametrize.is_parametrized(module) else None
-        if id(module) in inside or (computed and any(id(part) in inside for part in computed.modules())):
+        parts = [module]
+        if parametrize.is_parametrized(module):  # its own weight is computed from theirs
+            parts += module.get_submodule("parametrizations").modules()
+        if any(id(part) in touched for part in parts):
             _refresh(module, depthwise=id(getattr(module, "weight", None)) in depthwise)
 
 

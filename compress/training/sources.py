@@ -95,7 +95,8 @@ class Files:
         workers: int,
         device: torch.device,
     ) -> None:
-        self.paths, self.labels, self.shape = paths, labels.to(device), tuple[int, ...](shape)
+        self.paths, self.labels = paths, labels.to(device)
+        self.shape: tuple[int, ...] = shape
         self.resize, self.workers = resize, max(1, workers)
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -301,10 +302,7 @@ def _numbers(where: str, split: str, x: NDArray[Any]) -> Tensor:
             f"{where}: x_{split} is {x.dtype} {list(x.shape)}; expected floats [N, C, ...], as [N, C, L] of series or "
             "[N, C, D, H, W] of volumes, with one row for each label."
         )
-    with np.errstate(over="ignore"):
-        tensor = torch.from_numpy(x.astype(np.float32))
-    if not tensor.isfinite().all():
-        raise UsageError(f"{where}: x_{split} holds numbers that are not finite in float32.")
+    tensor = _float32(where, f"x_{split}", x)
     if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1] and x.shape[1] == x.shape[2]:
         raise UsageError(
             f"{where}: x_{split} is {x.dtype} {list(x.shape)}, which looks like [N, H, W, C]; floats are taken with "
@@ -320,6 +318,10 @@ def _further(where: str, name: str, x: NDArray[Any], shape: tuple[int, ...]) -> 
         raise UsageError(
             f"{where}: {name} is {x.dtype} {list(x.shape)}; expected floats {want}, one row for each image."
         )
+    return _float32(where, name, x)
+
+
+def _float32(where: str, name: str, x: NDArray[Any]) -> Tensor:
     with np.errstate(over="ignore"):
         tensor = torch.from_numpy(x.astype(np.float32))
     if not tensor.isfinite().all():
