@@ -53,6 +53,12 @@ def attended(s: Net, x: Tensor) -> Tensor:
     return (v @ (q.transpose(1, 2) @ k).softmax(-1)).view_as(x)
 
 
+def involved(x: Tensor, kernels: Tensor) -> Tensor:
+    """Every pixel has a kernel of its own, the same for all channels."""
+    patches = fn.unfold(x, 3, padding=1).unflatten(1, (-1, 9)).unflatten(3, tuple(x.shape[2:]))
+    return (patches * kernels[:, None]).sum(2)
+
+
 def swapped(x: Tensor) -> Tensor:
     one, other = x.split(x.shape[1] // 2, 1)
     return torch.cat([other, one], 1)
@@ -105,6 +111,16 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "halves change places": lambda: Net(lambda s, x: swapped(x)),
     "glu": lambda: Net(lambda s, x: fn.glu(s.a(x), 1), a=conv(W, 2 * W)),
     "pixels": lambda: Net(lambda s, x: fn.pixel_shuffle(s.a(fn.pixel_unshuffle(x, 2)), 2), a=conv(32, 32, 1)),
+    "patches": lambda: Net(
+        lambda s, x: fn.fold(s.a(fn.unfold(x, 2, stride=2)), 8, 2, stride=2), a=nn.Conv1d(32, 32, 1)
+    ),
+    "involution": lambda: Net(lambda s, x: involved(x, s.a(x)), a=conv(W, 9)),
+    "outer product": lambda: Net(
+        lambda s, x: x * s.c((s.a(x)[:, :, None] * s.b(x)[:, None]).flatten(1, 2)),
+        a=conv(W, 3, 1),
+        b=conv(W, 5, 1),
+        c=conv(15, W, 1),
+    ),
     "flipped": lambda: Net(lambda s, x: x.flip(1)),
     "rolled": lambda: Net(lambda s, x: x.roll(1, 1)),
     "sorted": lambda: Net(lambda s, x: x.sort(1).values),

@@ -34,7 +34,8 @@ def copied(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     for module in model.modules():
         for tensor in flat(list(vars(module).values())):
             if id(tensor) not in memo:
-                new = change(tensor.detach())
+                with torch.no_grad():
+                    new = change(tensor)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad) if is_parameter else new
     return copy.deepcopy(model, memo).eval()

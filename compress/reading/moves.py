@@ -56,7 +56,10 @@ def view(flow: Channels, call: Call) -> Tensor:
     viewed = flow.ids(call.args[0]).reshape(call.out.shape)
     for parts in cut(call.args[0].shape, call.out.shape):
         if among := axes_of(viewed).intersection(parts):
-            follows = flow.follows(parts, parts[0] if call.args[0].dim() == 2 else parts[-1])
+            guess = parts[0] if call.args[0].dim() == 2 else parts[-1]
+            follows = flow.follows(
+                parts, min(among) if len(among) == 1 else guess
+            )  # one alone: patches of each channel
             for dim in among - {follows}:
                 tie_equals(flow, viewed.unbind(dim))
                 viewed = viewed.narrow(dim, 0, 1).expand(call.out.shape)
@@ -109,6 +112,20 @@ def pixel_unshuffle(flow: Channels, call: Call) -> Tensor:
     """Pixels turn into channels, [N, C, H r, W r] to [N, C r r, H, W]."""
     vec = vector(flow.ids(call.args[0]), 1)
     return along(vec.repeat_interleave(call.args[1] ** 2), 1, call.out.shape)
+
+
+def unfold(flow: Channels, call: Call) -> Tensor:
+    """Patches turn into channels, [N, C, H, W] to [N, C k k, L]; unbatched likewise."""
+    channel, patch = call.args[0].dim() - 3, prod(call.args[1])
+    return along(vector(flow.ids(call.args[0]), channel).repeat_interleave(patch), channel, call.out.shape)
+
+
+def fold(flow: Channels, call: Call) -> Tensor:
+    """Channels turn into patches that are added up, [N, C k k, L] to [N, C, H, W]; unbatched likewise."""
+    channel = call.args[0].dim() - 2
+    parts = vector(flow.ids(call.args[0]), channel).view(-1, prod(call.args[2]))
+    tie_equals(flow, parts.unbind(1))
+    return along(parts[:, 0], channel, call.out.shape)
 
 
 def channel_shuffle(flow: Channels, call: Call) -> Tensor:

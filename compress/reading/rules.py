@@ -19,6 +19,7 @@ from compress.reading.moves import (
     channel_shuffle,
     concat,
     expand,
+    fold,
     move,
     pad,
     pixel_shuffle,
@@ -30,6 +31,7 @@ from compress.reading.moves import (
     tie_equals,
     tie_parts,
     turn,
+    unfold,
     view,
 )  # fmt: skip
 from compress.reading.trace import Call
@@ -142,17 +144,21 @@ def _meet(flow: Channels, one: tuple[Tensor, set[int]], other: tuple[Tensor, set
     if held_a and held_b and vary_a == vary_b:
         flow.tie(a, b)
         return torch.where(a > ABSENT, a, b) if bool((small(a) <= ABSENT).any()) else a, thin_a & thin_b
+    stays = [ids for ids, vary, thin in ((a, vary_a, thin_b), (b, vary_b, thin_a)) if vary and vary <= thin]
+    product = held_a and held_b and vary_a and vary_b and stays  # of one's channels with the other's: the first stay
+    first = stays[0] if product else None
     for ids, vary, thin, fellow, fellow_held, fellow_vary, fellow_thin in (
         (a, vary_a, thin_a, b, held_b, vary_b, thin_b),
         (b, vary_b, thin_b, a, held_a, vary_a, thin_a),
     ):
         if not vary and (thin or fellow_held):
             flow.freeze(ids, "its one channel meets many")
-        elif vary and fellow_held and fellow_vary:
+        elif vary and fellow_held and fellow_vary and ids is not first:
             flow.freeze(ids, "it meets other channels along another axis")
         elif not vary <= fellow_thin:  # padded zeros meet nobody
             flow.freeze(ids.where(fellow != ABSENT, FIXED), "it meets a tensor of fixed size element by element")
-    return (a if held_a and (vary_a or not held_b) else b), thin_a & thin_b
+    kept = a if held_a and (vary_a or not held_b) else b
+    return (kept if first is None else first), thin_a & thin_b
 
 
 def _follow(flow: Channels, ref: Ref, tensor: Tensor, ids: Tensor) -> None:
@@ -289,7 +295,7 @@ RULES: dict[str, Callable[[Channels, Call], Any]] = {
     rule.__name__: rule
     for rule in (
         convolution, deformed, linear, batch_norm, pointwise, same, copy, move, turn, squeeze, expand, repeat, split,
-        view, pixel_shuffle, pixel_unshuffle, channel_shuffle, glu, concat, stack, pad, pool, sampled, mean, group_norm,
-        average, restride, maker, blank, dice,
+        view, pixel_shuffle, pixel_unshuffle, unfold, fold, channel_shuffle, glu, concat, stack, pad, pool, sampled,
+        mean, group_norm, average, restride, maker, blank, dice,
     )
 }  # fmt: skip

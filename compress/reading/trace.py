@@ -87,6 +87,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             before = args[0].view_as(args[0])
             self.calls = [_with(call, args[0], before) for call in self.calls]
             given = (before, *args[1:])
+        if func is torch.ops.aten.convolution.default and args[1].shape[0] % args[8]:  # no numbers, no complaint
+            raise RuntimeError(
+                f"a convolution of {args[8]} groups has {args[1].shape[0]} filters, not equally many each"
+            )
         out = func(*args, **kwargs)
         self.calls.append(Call(str(func.overloadpacket), func, given, dict(kwargs), out, self.where[-1]))
         return out

@@ -6,11 +6,13 @@ import copy
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.budget.price import Ints
 from compress.reading.ghost import copied, eager, flat
 from compress.reading.graph import Edit, Graph
 from compress.reading.inputs import each
@@ -21,7 +23,11 @@ BOUNDS = {
     torch.float32: 1e-3,
 }  # of differences, times the largest output; what is wrong is near 1
 
-LONG = 10**10  # multiply-accumulates from which on float32 will do, at half of the time
+SHORT, LONG = 10**9, 10**10  # multiply-accumulates: up to which many inputs are tried, and above which in float32
+MANY = 6
+SIGNED = 2
+DRAWS = 30  # of a half of the channels
+PERIODS, PARTS = (2, 3, 4), (1 / 8, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)  # how channels may be treated apart
 PRIME = 65521  # numbers that are drawn for one tensor, laid end to end: rows of hardly any length repeat
 
 
@@ -33,17 +39,19 @@ class Proof:
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         self.graph = graph
         self.dtype: torch.dtype | None = None  # None where it does not run: nothing is told then
-        dtypes = [torch.float32] if graph.price.cost(graph.widths).macs > LONG else list(BOUNDS)
-        for dtype, signs in [(dtype, signs) for dtype in dtypes for signs in (True, False)]:
-            self.model = copied(model, _Draw(dtype, signs=signs))
+        macs = graph.price.cost(graph.widths).macs
+        dtypes = [torch.float32] if macs > LONG else list(BOUNDS)
+        batches = (MANY, 1) if macs * MANY < SHORT else (1,)
+        for dtype, signed, batch in product(dtypes, (SIGNED, 1, 0), batches):
+            self.model = copied(model, _Draw(dtype, signed))
             generator = torch.Generator().manual_seed(1)
-            self.inputs = [torch.randn(1, *one, generator=generator, dtype=dtype) for one in each(graph.shape)]
+            self.inputs = [torch.randn(batch, *one, generator=generator, dtype=dtype) for one in each(graph.shape)]
             try:
-                finite = all(bool(out.isfinite().all()) for out in self._outputs(self.model))
+                finite = self._finite(self.model)
             except Exception:  # whatever a forward pass says to numbers like these
                 continue
             if finite:
-                self.dtype = dtype
+                self.dtype, self.signed = dtype, signed
                 break
 
     @cached_property
@@ -52,23 +60,34 @@ class Proof:
         return _gap(self._outputs(self.model), self._outputs(self.model)) == 0
 
     def fails(self, names: Sequence[str]) -> bool:
-        """Whether the network without a random half of these spaces computes something else than the whole one whose
-        readers multiply that half by zero, at once or after it got as many new channels, unread, as there were.
+        """Whether the network without a half of these spaces computes something else than the whole one whose readers
+        multiply that half by zero, at once or after it got as many new channels, unread, as there were; or without
+        another half.
         """
-        if self.dtype is None:
-            return False
-        whole, edited, graph = copy.deepcopy(self.model), copy.deepcopy(self.model), self.graph
+        return self.dtype is not None and (self._parts(names, 0) or self._parts(names, 1)) and self._steady
+
+    def _parts(self, names: Sequence[str], turn: int) -> bool:
+        whole, graph = copy.deepcopy(self.model), self.graph
+        if turn and self.signed == SIGNED:  # what was positive wherever one looked is negative now
+            with torch.no_grad():
+                for parameter in whole.parameters():
+                    parameter.neg_()
+            if not self._finite(whole):
+                return False
+        edited = copy.deepcopy(whole)
         for number, name in enumerate(names):
-            order = np.random.default_rng(number).permutation(self.graph.spaces[name].width)
-            kept, gone = np.split(order, [(len(order) + 1) // 2])
-            silence(whole, self.graph, name, gone.tolist())
-            graph = _changed(edited, graph.narrow(name, sorted(kept.tolist())))
+            width = self.graph.spaces[name].width
+            kept = halves(width, number)[turn]
+            silence(whole, self.graph, name, sorted(set(range(width)) - set(kept)))
+            graph = _changed(edited, graph.narrow(name, kept))
         expected = self._outputs(whole)
         if self._differs(edited, expected):
-            return self._steady
+            return True
+        if turn:
+            return False
         for number, name in enumerate(names):
             graph = _changed(edited, graph.widen(name, self.graph.spaces[name].width), seed=number)
-        return self._differs(edited, expected) and self._steady
+        return self._differs(edited, expected)
 
     def _differs(self, edited: nn.Module, expected: Sequence[Tensor]) -> bool:
         assert self.dtype is not None
@@ -79,6 +98,9 @@ class Proof:
         largest = max((float(out.abs().max()) for out in expected if out.numel()), default=0.0)
         return not _gap(expected, outputs) <= BOUNDS[self.dtype] * max(1.0, largest)
 
+    def _finite(self, model: nn.Module) -> bool:
+        return all(bool(out.isfinite().all()) for out in self._outputs(model))
+
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         """What it returns; chance in it is the same each time."""
@@ -86,6 +108,31 @@ class Proof:
             warnings.simplefilter("ignore")  # of layers that were written for one number of channels
             torch.manual_seed(0)
             return [out for out in flat(model(*self.inputs)) if out.is_floating_point()]
+
+
+def halves(width: int, seed: int) -> list[list[int]]:
+    """Two halves of so many channels to keep, so that few of any that are treated apart are as before by accident.
+
+    Of some draws the one that tells the most of what may be said of the first so many, of a part of all, and of every
+    second, third or fourth; and the one that tells the most of what the first does not.
+    """
+    if width < 3:
+        return [[width - 1], [0]]
+    draw, many = np.random.default_rng(seed), (width + 1) // 2
+    tried = [np.sort(draw.permutation(width)[:many]) for _ in range(DRAWS)]
+    told = [_told(kept, width) for kept in tried]
+    one = max(range(DRAWS), key=lambda k: np.count_nonzero(told[k]))
+    other = max(range(DRAWS), key=lambda k: np.count_nonzero(np.maximum(told[one], told[k])))
+    return [tried[one].tolist(), tried[other].tolist()]
+
+
+def _told(kept: Ints, width: int) -> Ints:
+    """For every way to treat channels apart, how many of these are met by another treatment than before."""
+    new = np.arange(len(kept))
+    every = [(kept - new) % period != 0 for period in PERIODS]
+    parts = [(kept < int(width * part)) != (new < int(len(kept) * part)) for part in PARTS]
+    first = [(kept < many) != (new < many) for many in (1, 2, 3, width // 2, width - 1)]
+    return np.array([one.sum() for one in (*every, *parts, *first)])
 
 
 def silence(model: nn.Module, graph: Graph, space: str, positions: Sequence[int]) -> None:
@@ -104,13 +151,14 @@ def _changed(model: nn.Module, edit: Edit, seed: int = 0) -> Graph:
 
 
 class _Draw:
-    """Random numbers for a tensor, of a size that keeps activations near 1, without `signs` for roots and logarithms.
+    """Random numbers for a tensor, of a size that keeps activations near 1.
 
-    Whole numbers and infinities stay.
+    `signed`: SIGNED for what is trained or has signs, so that nothing is positive by chance; 1 for matrices and filters
+    alone; 0 for none, where there are roots and logarithms. Whole numbers and infinities stay.
     """
 
-    def __init__(self, dtype: torch.dtype, *, signs: bool) -> None:
-        self.dtype, self.signs = dtype, signs
+    def __init__(self, dtype: torch.dtype, signed: int) -> None:
+        self.dtype, self.signed = dtype, signed
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self, tensor: Tensor) -> Tensor:
@@ -119,9 +167,12 @@ class _Draw:
         fan = max(tensor.numel() // max(len(tensor), 1), 1) if tensor.dim() else 1
         if tensor.dim() < 2:
             drawn = torch.rand(tensor.shape, generator=self.generator, dtype=self.dtype) + 0.5
+            known = isinstance(tensor, nn.Parameter) or (not tensor.is_meta and bool((tensor < 0).any()))
+            if self.signed == SIGNED and known:
+                drawn *= torch.randint(2, tensor.shape, generator=self.generator) * 2 - 1
         else:
             few = torch.randn(min(tensor.numel(), PRIME), generator=self.generator, dtype=self.dtype)
-            few = few * (2 / fan) ** 0.5 if self.signs else few.abs() / fan
+            few = few * (2 / fan) ** 0.5 if self.signed else few.abs() / fan
             drawn = few.repeat(-(-tensor.numel() // PRIME))[: tensor.numel()].view(tensor.shape)
         if tensor.is_meta or bool((finite := tensor.cpu().isfinite()).all()):
             return drawn

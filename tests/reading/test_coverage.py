@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as fn
-from blocks import BLOCKS, chain, parameter
+from blocks import BLOCKS, chain, involved, parameter
 from exact import assert_exact, gap, why
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,6 +119,21 @@ READ: dict[str, tuple[Callable[[], nn.Module], Shape, set[str]]] = {
         lambda: headed(lambda s, x: s.c(fn.pixel_unshuffle(s.b(fn.pixel_shuffle(s.a(x), 2)), 4)),
             a=conv(3, 12), b=conv(3, 2), c=conv(32, 5)),
         SHAPE, {"a", "b", "c"}),
+    "patches added up again": (
+        lambda: headed(lambda s, x: s.c(fn.fold(fn.unfold(s.a(x), 3, padding=1), x.shape[2:], 3, padding=1)),
+            a=conv(3, C), c=conv(C, 5)),
+        SHAPE, {"a", "c"}),
+    "patches as channels": (
+        lambda: headed(lambda s, x: s.c(fn.unfold(s.a(x), 2, stride=2).unflatten(2, (4, 4))),
+            a=conv(3, C), c=conv(4 * C, 5)),
+        SHAPE, {"a", "c"}),
+    "channels as patches": (
+        lambda: headed(lambda s, x: s.c(fn.fold(s.a(x).flatten(2), (16, 16), 2, stride=2)),
+            a=conv(3, 4 * C), c=conv(C, 5)),
+        SHAPE, {"a", "c"}),
+    "involution": (
+        lambda: headed(lambda s, x: s.c(involved(s.a(x), s.k(x))), a=conv(3, C), k=conv(3, 9), c=conv(C, 5)),
+        SHAPE, {"a", "c"}),
     "squeeze and excite": (
         lambda: headed(gated, a=conv(3, C), n=nn.BatchNorm2d(C), down=conv(C, 2, 1), up=conv(2, C, 1), b=conv(C, 5)),
         SHAPE, {"a", "down", "b"}),

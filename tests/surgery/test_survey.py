@@ -1,17 +1,23 @@
 """What Python does with channels, beyond what operators say, is seen by trying it with numbers."""
 
+import copy
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as fn
-from blocks import every_other, written
+from blocks import chain, every_other, written
+from exact import gap, inputs, lively
+from hypothesis import given
+from hypothesis import strategies as st
 from nets import Net, conv
 from torch import Tensor, nn
 
 import compress.surgery.survey as module
+from compress.errors import UsageError
 from compress.reading.graph import read
-from compress.surgery.proof import Proof
+from compress.surgery.proof import Proof, halves, silence
 from compress.surgery.surgeon import Surgeon
 from compress.surgery.survey import by_halves, survey
 
@@ -120,6 +126,61 @@ def test_a_trial_sees_what_cutting_the_silent_channels_of_such_a_net_would_do() 
     assert (proof.dtype, proof.fails(["a"]), proof.fails(["b"]), proof.fails(["b", "a"])) == (
         torch.float64, True, False, True,
     )  # fmt: skip
+
+
+def ways_apart(width: int) -> dict[str, Callable[[int, int], object]]:
+    """How channel i of n may be treated apart, by what it is called."""
+    ways: dict[str, Callable[[int, int], object]] = {}
+    for period in (2, 3, 4)[: width - 2]:
+        ways[f"every {period}"] = lambda i, n, period=period: i % period
+    for many in range(1, width):
+        ways[f"the first {many}"] = lambda i, n, many=many: i < many
+    for part in (8, 4, 3, 2):
+        if width >= part:
+            ways[f"the first of {part} parts"] = lambda i, n, part=part: i < n // part
+    return ways
+
+
+@given(st.integers(3, 200), st.integers(0, 99))
+def test_one_of_the_two_halves_meets_another_treatment_wherever_channels_are_treated_apart(
+    width: int, seed: int
+) -> None:
+    both = halves(width, seed)
+    assert all(len(kept) == (width + 1) // 2 and kept == sorted(set(kept)) for kept in both)
+    for way, treated in ways_apart(width).items():
+        assert any(treated(old, width) != treated(new, len(kept)) for kept in both for new, old in enumerate(kept)), way
+
+
+MISSED_ONCE = [  # by a single half, or by numbers that happened to be positive
+    ["relu on five", "pooled and back"],
+    ["every other", "shared by two"],
+    ["up and down", "relu on a quarter"],
+    ["frozen norm", "relu on a quarter"],
+    ["positions", "every other", "slices", "over the deviation"],
+    ["halves change places", "every other"],
+    ["slices", "blur"],
+    ["pixels", "mirrored edge", "pooled and back", "relu on a quarter", "gate"],
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("names", MISSED_ONCE, ids=", ".join)
+def test_what_is_free_is_exact_whichever_half_is_cut(names: list[str]) -> None:
+    net = lively(chain(names))
+    graph, x, chance = survey(net, (3, 8, 8)), inputs((3, 8, 8)), random.Random(0)
+    for _ in range(12):
+        silent, narrow = copy.deepcopy(net), Surgeon(copy.deepcopy(net), graph)
+        for name, width in graph.widths.items():
+            kept = sorted(chance.sample(range(width), max(1, width // 2)))
+            silence(silent, graph, name, sorted(set(range(width)) - set(kept)))
+            narrow.narrow(name, kept)
+        assert gap(narrow.model(*x), silent(*x)) <= 1e-9
+
+
+def test_filters_that_groups_do_not_divide_break_a_model_without_numbers_too() -> None:
+    blur = lambda s, x: fn.conv2d(x, s.k, groups=x.shape[1])  # noqa: E731
+    with pytest.raises(UsageError, match="5 groups has 8 filters"):
+        read(Net(blur, k=nn.Buffer(torch.ones(8, 1, 1, 1))), (5, 8, 8))
 
 
 def test_a_net_that_insists_on_float32_is_tried_in_that() -> None:
