@@ -25,6 +25,7 @@ BOUNDS = {
 
 SHORT, LONG = 10**9, 10**10  # multiply-accumulates: up to which many inputs are tried, and above which in float32
 MANY = 6
+LOUD, PLAIN, POSITIVE = "loud", "plain", "positive"  # inputs: some 30 times as large as others, for what has thresholds
 SIGNED = 2
 DRAWS = 30  # of a half of the channels
 PERIODS, PARTS = (2, 3, 4), (1 / 8, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)  # how channels may be treated apart
@@ -42,17 +43,23 @@ class Proof:
         macs = graph.price.cost(graph.widths).macs
         dtypes = [torch.float32] if macs > LONG else list(BOUNDS)
         batches = (MANY, 1) if macs * MANY < SHORT else (1,)
-        for dtype, signed, batch in product(dtypes, (SIGNED, 1, 0), batches):
-            self.model = copied(model, _Draw(dtype, signed))
-            generator = torch.Generator().manual_seed(1)
-            self.inputs = [torch.randn(batch, *one, generator=generator, dtype=dtype) for one in each(graph.shape)]
+        for least, dtype, signed, kind, batch in product(
+            (1.0, 0.0), dtypes, (SIGNED, 1, 0), (LOUD, PLAIN, POSITIVE), batches
+        ):
+            self.model, self.signed = copied(model, _Draw(dtype, signed)), signed
+            self.inputs = [_input((batch, *one), kind, dtype, number) for number, one in enumerate(each(graph.shape))]
             try:
-                finite = self._finite(self.model)
+                self.finite = _finite(self._outputs(self.model))
             except Exception:  # whatever a forward pass says to numbers like these
                 continue
-            if finite:
-                self.dtype, self.signed = dtype, signed
+            if self.finite >= least and self.finite > 0:  # some mask a part of the output by -inf
+                self.dtype = dtype
                 break
+
+    @property
+    def blind(self) -> bool:
+        """Whether nothing is told by numbers: it does not run with them, or computes something else each time."""
+        return self.dtype is None or not self._steady
 
     @cached_property
     def _steady(self) -> bool:
@@ -62,31 +69,37 @@ class Proof:
     def fails(self, names: Sequence[str]) -> bool:
         """Whether the network without a half of these spaces computes something else than the whole one whose readers
         multiply that half by zero, at once or after it got as many new channels, unread, as there were; or without
-        another half.
+        another half, with all signs turned. Small networks without both halves, with both signs.
         """
-        return self.dtype is not None and (self._parts(names, 0) or self._parts(names, 1)) and self._steady
+        small = len(self.inputs[0]) > 1
+        turns = [(0, False), (1, True), *([(0, True), (1, False)] if small else [])]
+        return self.dtype is not None and any(self._parts(names, *turn) for turn in turns) and self._steady
 
-    def _parts(self, names: Sequence[str], turn: int) -> bool:
+    def _parts(self, names: Sequence[str], which: int, turned: bool) -> bool:
         whole, graph = copy.deepcopy(self.model), self.graph
-        if turn and self.signed == SIGNED:  # what was positive wherever one looked is negative now
+        if turned and self.signed == SIGNED:  # what was positive wherever one looked is negative now
             with torch.no_grad():
                 for parameter in whole.parameters():
                     parameter.neg_()
-            if not self._finite(whole):
-                return False
         edited = copy.deepcopy(whole)
         for number, name in enumerate(names):
             width = self.graph.spaces[name].width
-            kept = halves(width, number)[turn]
+            kept = halves(width, number)[which]
             silence(whole, self.graph, name, sorted(set(range(width)) - set(kept)))
             graph = _changed(edited, graph.narrow(name, kept))
         expected = self._outputs(whole)
+        if turned and _finite(expected) < self.finite:
+            return False
         if self._differs(edited, expected):
             return True
-        if turn:
+        if which or turned:
             return False
         for number, name in enumerate(names):
             graph = _changed(edited, graph.widen(name, self.graph.spaces[name].width), seed=number)
+        if not self.signed:  # roots and logarithms of new channels too
+            with torch.no_grad():
+                for parameter in edited.parameters():
+                    parameter.abs_()
         return self._differs(edited, expected)
 
     def _differs(self, edited: nn.Module, expected: Sequence[Tensor]) -> bool:
@@ -95,19 +108,33 @@ class Proof:
             outputs = self._outputs(edited)
         except Exception:  # it runs without numbers, and not with them
             return True
-        largest = max((float(out.abs().max()) for out in expected if out.numel()), default=0.0)
+        sizes = [out.abs()[out.isfinite()] for out in expected]
+        largest = max((float(size.max()) for size in sizes if size.numel()), default=0.0)
         return not _gap(expected, outputs) <= BOUNDS[self.dtype] * max(1.0, largest)
-
-    def _finite(self, model: nn.Module) -> bool:
-        return all(bool(out.isfinite().all()) for out in self._outputs(model))
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> list[Tensor]:
-        """What it returns; chance in it is the same each time."""
+        """What it returns; chance in it is the same each time, and what it writes into its buffers is undone."""
+        held = [(buffer, buffer.clone()) for buffer in model.buffers()]
         with torch.random.fork_rng([]), eager(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers that were written for one number of channels
             torch.manual_seed(0)
-            return [out for out in flat(model(*self.inputs)) if out.is_floating_point()]
+            made = [torch.view_as_real(out) if out.is_complex() else out for out in flat(model(*self.inputs))]
+        for buffer, before in held:
+            buffer.copy_(before)
+        return [out.clone() for out in made if out.is_floating_point()]
+
+
+def _finite(outputs: Sequence[Tensor]) -> float:
+    """The share of the numbers that are finite, of the output that has the fewest."""
+    return min((float(out.isfinite().double().mean()) for out in outputs if out.numel()), default=1.0)
+
+
+def _input(shape: Sequence[int], kind: str, dtype: torch.dtype, number: int) -> Tensor:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(number + 1), dtype=dtype)
+    if kind == LOUD:
+        (x[len(x) // 2 :] if len(x) > 1 else x[..., x.shape[-1] // 2 :]).mul_(30)
+    return x.abs() + 0.1 if kind == POSITIVE else x
 
 
 def halves(width: int, seed: int) -> list[list[int]]:
@@ -122,7 +149,7 @@ def halves(width: int, seed: int) -> list[list[int]]:
     tried = [np.sort(draw.permutation(width)[:many]) for _ in range(DRAWS)]
     told = [_told(kept, width) for kept in tried]
     one = max(range(DRAWS), key=lambda k: np.count_nonzero(told[k]))
-    other = max(range(DRAWS), key=lambda k: np.count_nonzero(np.maximum(told[one], told[k])))
+    other = max(range(DRAWS), key=lambda k: (np.count_nonzero(told[one] + told[k]), np.count_nonzero(told[k])))
     return [tried[one].tolist(), tried[other].tolist()]
 
 
@@ -183,5 +210,9 @@ def _gap(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """The largest difference; infinite where shapes differ, or a number is none."""
     if [out.shape for out in one] != [out.shape for out in other]:
         return float("inf")
-    gaps = [(a - b).abs().nan_to_num(float("inf")) for a, b in zip(one, other, strict=True)]
+    same = [(a == b) | (a.isnan() & b.isnan()) for a, b in zip(one, other, strict=True)]
+    gaps = [
+        (a - b).abs().nan_to_num(float("inf")).masked_fill(like, 0.0)
+        for a, b, like in zip(one, other, same, strict=True)
+    ]
     return max((float(gap.max()) for gap in gaps if gap.numel()), default=0.0)

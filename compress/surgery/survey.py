@@ -66,6 +66,9 @@ def survey(model: nn.Module, shape: Shape, held: Hold | None = None) -> Graph:
     if moved := by_halves(sorted(graph.free, key=lambda name: name in graph.parted), proof.fails):
         hold |= {name: _why(graph, name) for name in moved}
         graph = look()
+    if (parted := graph.parted.keys() & set(graph.free)) and proof.blind:
+        hold |= {name: f"{graph.parted[name]} takes some of its channels apart, and no trial tells" for name in parted}
+        graph = look()
     return graph
 
 

@@ -106,6 +106,51 @@ def test_what_a_model_computes_from_the_number_of_channels_keeps_that_number(nam
     assert "computes something else when their number changes" in said or "breaks when" in said
 
 
+def thresholds(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :5].clamp_(-9, 9)
+    return x
+
+
+def half_relu(x: Tensor) -> Tensor:
+    return torch.cat([x[:, : x.shape[1] // 2].relu(), x[:, x.shape[1] // 2 :]], 1)
+
+
+def remembering(net: Net, x: Tensor) -> Tensor:
+    out = net.fc(half_relu(net.a(x)).mean((2, 3)))
+    net.m.mul_(0.9).add_(out.mean(0) * 0.1)
+    return out - net.m
+
+
+def ended(pre: Trick, post: Trick) -> Net:
+    """A net that does something to its input, treats half of its channels apart, and does something to its output."""
+    return Net(lambda s, x: post(s.fc(half_relu(s.a(pre(x))).mean((2, 3)))), a=conv(3, C), fc=nn.Linear(C, 4))
+
+
+HIDDEN: dict[str, Callable[[], Net]] = {
+    "a threshold that small numbers never reach": lambda: made(thresholds),
+    "relu and relu6": lambda: made(
+        lambda x: torch.cat([fn.relu6(x[:, : x.shape[1] // 2]), x[:, x.shape[1] // 2 :].relu()], 1)
+    ),
+    "a root of the input": lambda: ended(lambda x: x.pow(0.45), lambda x: x),
+    "a logarithm of the input": lambda: ended(lambda x: x.log(), lambda x: x),
+    "a class that is never chosen": lambda: ended(
+        lambda x: x, lambda x: x.masked_fill(torch.tensor([1, 0, 0, 0], device=x.device).bool(), -torch.inf)
+    ),
+    "complex numbers": lambda: ended(lambda x: x, lambda x: torch.complex(x, 2 * x)),
+    "a memory of what it has seen": lambda: Net(
+        remembering, a=conv(3, C), fc=nn.Linear(C, 4), m=nn.Buffer(torch.zeros(4))
+    ),
+    "dice of Python": lambda: ended(lambda x: x, lambda x: x + random.random() * 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_treated_apart_is_frozen_whatever_hides_it(name: str) -> None:
+    graph = survey(HIDDEN[name](), SHAPE)
+    assert "takes some of its channels apart" in (graph.spaces["a"].frozen or "")
+
+
 ALIKE: dict[str, Trick] = {
     "two halves, one of them through relu": lambda x: torch.cat([x.chunk(2, 1)[0].relu(), x.chunk(2, 1)[1]], 1),
     "two halves that change places": lambda x: torch.cat(x.split(len(x[0]) // 2, 1)[::-1], 1),
@@ -159,6 +204,7 @@ MISSED_ONCE = [  # by a single half, or by numbers that happened to be positive
     ["positions", "every other", "slices", "over the deviation"],
     ["halves change places", "every other"],
     ["slices", "blur"],
+    ["norm and slope", "relu on a quarter", "halves change places", "depthwise", "fixed bank"],
     ["pixels", "mirrored edge", "pooled and back", "relu on a quarter", "gate"],
 ]
 
