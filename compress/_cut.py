@@ -224,10 +224,11 @@ def written(size: int, unit: str) -> str:
 
 def _sound(source: Path) -> Report:
     """The report of a finished run whose files agree."""
-    verdict = verify(source, "sealed")
+    report = Report.read(source / "report.json")
+    verdict = verify(source, "sealed", uncounted=report.uncounted)
     if verdict.code == ArtifactError.exit_code:
         raise ArtifactError(verdict.lines[0])
-    return Report.read(source / "report.json")
+    return report
 
 
 def refitting(source: Path, report: Report, overrides: Mapping[str, str], start: str, epochs: float | None) -> Recipe:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress._plan import refuse_uncounted
 from compress._run import Result
 from compress.budget.limits import Amounts
 from compress.delivery import Finished, Story, check_output, deliver, signer
@@ -98,8 +99,9 @@ def _filled(recipe: Recipe, tensors: Mapping[str, Tensor], data: Data, listen: L
     factory, args, shape = recipe.model.factory, recipe.model.args, data.shape
     model = construct(factory, args, recipe.folder)
     listen(Doing(f"reading {factory} with an input of {json.dumps(shape)}"))
-    full, base = survey(model, shape), measure(model, shape)
+    full, base = survey(model, shape), measure(model, shape, lenient=True)
     budget = recipe.limits(base)
+    refuse_uncounted(recipe, model, shape, budget)
     (wanted, *_) = trace(model, shape).outputs
     fill(model, tensors)
     (made, *_) = trace(model, shape).outputs

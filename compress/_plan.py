@@ -18,9 +18,10 @@ from compress.budget.units import MEMORY, show
 from compress.errors import Infeasible, UsageError
 from compress.methods.make import method_of
 from compress.methods.protocol import Around, Method
+from compress.reading.count import refuse_unknown
 from compress.reading.graph import Graph
 from compress.reading.inputs import Shape
-from compress.reading.measure import measure
+from compress.reading.measure import measure, uncounted
 from compress.recipe.file import read
 from compress.recipe.settings import Recipe
 from compress.surgery.plain import unnormed
@@ -148,8 +149,9 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     methods = methods_of(recipe)
     _refuse_weights(recipe, methods, model)
     hold = held(recipe, model)
-    graph, base = survey(model, shape, hold), measure(model, shape)
+    graph, base = survey(model, shape, hold), measure(model, shape, lenient=True)
     budget = recipe.limits(base)
+    refuse_uncounted(recipe, model, shape, budget)
     full = Surgeon(model, graph, hold=hold)
     first, least = full.sketch(), full.sketch()
     methods[0].first(first)
@@ -166,6 +168,20 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
         for stage in sorted(stages, key=lambda stage: stage.name)
     }
     return Plan(recipe, graph, base, first.graph, budget, tuple(steps), depths)
+
+
+def refuse_uncounted(recipe: Recipe, model: nn.Module, shape: Shape, budget: Budget) -> None:
+    """Limits that say nothing about an operator of unknown cost hold beside it; others where the recipe permits it.
+
+    Raises UsageError where neither is so, and for a permission that nothing needs.
+    """
+    unknown, said = uncounted(model, shape), recipe.model.uncounted
+    if needless := [name for name in said if name not in unknown]:
+        known = f"those are {', '.join(unknown)}" if unknown else "there are none"
+        raise UsageError(f"model.uncounted: {needless[0]} is no operator of unknown cost of the model; {known}")
+    limits = [limit.text for limit in budget.limits if limit.unit in ("MACs", "FLOPs", "FLOPs@2", MEMORY)]
+    if limits:
+        refuse_unknown({name: where for name, where in unknown.items() if name not in said}, ", ".join(limits))
 
 
 def _refuse_weights(recipe: Recipe, methods: Sequence[Method[Any]], model: nn.Module) -> None:

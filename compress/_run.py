@@ -342,7 +342,7 @@ def _finished(target: Path, recipe: Recipe, listen: Listener) -> Result:
         raise ArtifactError(f"{target} holds a damaged run; remove it, or name another folder with --out") from None
     if not _made_by(recipe, target):
         raise UsageError(f"{target} is finished, by another recipe, budget or seed; name another folder with --out")
-    verdict = verify(target, recipe.limits(report.base.cost()))
+    verdict = verify(target, recipe.limits(report.base.cost()), uncounted=report.uncounted)
     if verdict.code == ArtifactError.exit_code:
         raise ArtifactError(verdict.lines[0])
     listen(Doing(f"{target} is finished already and its files agree"))

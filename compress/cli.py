@@ -198,18 +198,23 @@ def cut(folder: str, as_json: bool, **given: Any) -> int:
 )
 @click.option(
     "--shape",
-    "shapes",
     metavar="NAME=D,D,..",
     multiple=True,
     help="Count for this shape of an input, batch included; again for more.  [default: the file's, batch 1]",
 )
+@click.option(
+    "--uncounted",
+    metavar="OPERATOR",
+    multiple=True,
+    help="An operator of unknown cost that counts as nothing; again for more.",
+)
 @click.option("--signed-by", metavar="KEY", help="A public ed25519 key, by which it must be signed.")
 @options.as_json
-def verify(path: str, budget: str | None, shapes: tuple[str, ...], signed_by: str | None, as_json: bool) -> int:
+def verify(path: str, budget: str | None, signed_by: str | None, as_json: bool, **given: tuple[str, ...]) -> int:
     """Check an .onnx file, a .safetensors file or the output folder of a run against a budget; needs no torch."""
     from compress.export.verify import verify as check
 
-    verdict = check(path, budget, shape=shapes, signed_by=signed_by)
+    verdict = check(path, budget, signed_by=signed_by, **given)
     if as_json:
         _print_json(verdict.to_json())
     elif verdict.code == ArtifactError.exit_code:

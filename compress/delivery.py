@@ -19,14 +19,16 @@ from compress.export.page import write_report
 from compress.export.parts import Costs, Dataset, Environment, Preprocessing, SpaceRow, portable
 from compress.export.report import SCHEMA_VERSION, UNWRITTEN, Accuracy, Origin, Report, TrainCost, judged
 from compress.export.seal import facts
+from compress.export.translate import to_program
 from compress.export.verify import digest
 from compress.reading.graph import Graph
 from compress.reading.inputs import arguments, each
-from compress.reading.measure import unseen
+from compress.reading.measure import uncounted, unseen
 from compress.recipe import file as recipes
 from compress.recipe.paths import own_files
 from compress.recipe.settings import Recipe
 from compress.surgery.finalize import Compact, finalize
+from compress.surgery.plain import plain
 from compress.surgery.stages import Depths
 from compress.surgery.structure import Structure
 from compress.training import train
@@ -68,8 +70,8 @@ class Finished:
 
 @torch.no_grad()
 def check_output(model: nn.Module, data: Data) -> None:
-    """Raise UsageError where the model does not return one tensor, of logits [N, classes or more] if there are any, or
-    where an image's output is not its own.
+    """Raise UsageError where the model does not return one tensor, of logits [N, classes or more] if there are any,
+    where an image's output is not its own, or where it could not be exported later.
     """
     trained, generator = model.training, torch.Generator().manual_seed(0)
     two = [torch.randn(2, *one, generator=generator) for one in each(data.shape)]
@@ -82,7 +84,8 @@ def check_output(model: nn.Module, data: Data) -> None:
         model.train(trained)
     one = isinstance(out, torch.Tensor) and out.shape[:1] == (1,)
     if one and (not data.classes or (out.dim() == 2 and out.shape[1] >= len(data.classes))):
-        return _refuse_company(model, out.double(), both[:1].double())
+        _refuse_company(model, out.double(), both[:1].double())
+        return _refuse_untraceable(model, two)
     returned = list(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
     if not data.classes:
         raise UsageError(f"the model's output is {returned} for one image; it must be one tensor, [1, ...]")
@@ -101,6 +104,14 @@ def _refuse_company(model: nn.Module, alone: torch.Tensor, beside: torch.Tensor)
         f": {norms[0]} has no running statistics; build it with track_running_stats=True" if norms else ", or by chance"
     )
     raise UsageError(f"in eval mode the model's output for an image changes with the rest of its batch{why}")
+
+
+def _refuse_untraceable(model: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+    """Said before anything is trained, in a second: what cannot be traced now cannot be exported then."""
+    try:
+        to_program(plain(model), *inputs)
+    except ArtifactError as error:
+        raise UsageError(str(error)) from error
 
 
 def signer(key: Path | str | None) -> Callable[[Path], None]:
@@ -137,8 +148,14 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
         recipe_text=recipes.dump(recipe),
         facts=facts(origin.plain() | {"accuracy": accuracy.plain()}),
         source=recipe.folder,
+        lenient=bool(recipe.model.uncounted),
     )
-    notes = [*story.notes, *removed, *story.full.notes, *unseen(compact.model, data.shape), *written.notes]
+    left_out = [
+        f"{name} (in {where or 'forward()'}) has no rule and counts as nothing: MACs and FLOPs leave it out"
+        for name, where in uncounted(compact.model, data.shape).items()
+    ]
+    others = unseen(compact.model, data.shape)
+    notes = [*story.notes, *left_out, *removed, *story.full.notes, *others, *written.notes]
     report = _report(finished, origin, accuracy, written, notes=notes, seconds=clock())
     notes += illustrate(report, folder / picture.PICTURE)
     return write_report(report.model_copy(update={"notes": tuple(notes)}), folder)
@@ -239,6 +256,7 @@ def _report(
             "resumed_from": story.resumed,
             "seconds": seconds,
             "notes": notes,
+            "uncounted": written.uncounted,
             **UNWRITTEN,
         }
     )

@@ -114,6 +114,8 @@ def result_lines(folder: Path, report: "Report") -> list[str]:
     accuracy, spent, metric = report.accuracy, report.train_cost, report.accuracy.metric
     val, test, required = accuracy.words("val"), accuracy.words("test"), accuracy.words("required")
     limits = ", ".join(row.text for row in report.budget if row.level == "error")
+    guard = ["compress", "verify", str(folder / "model.onnx"), "--budget", limits]
+    guard += [f"--uncounted={name}" for name in report.uncounted]
     steps = [
         [s.method, f"{s.steps:,}", show(s.cost.macs, "MACs"), show(s.cost.params, "params"), show_score(s.val, metric)]
         for s in report.steps
@@ -130,7 +132,7 @@ def result_lines(folder: Path, report: "Report") -> list[str]:
             else []
         ),
         f"files: {', '.join(str(path) for path in sorted(folder.iterdir()))}",
-        f"guard it in CI: {shlex.join(['compress', 'verify', str(folder / 'model.onnx'), '--budget', limits])}",
+        f"guard it in CI: {shlex.join(guard)}",
     ]
 
 

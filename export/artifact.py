@@ -56,6 +56,7 @@ class Written:
     parity: dict[str, Parity]  # by file
     preprocessing: Preprocessing
     notes: tuple[str, ...] = ()  # sentences: what was left out, and why
+    uncounted: tuple[str, ...] = ()  # operators of model.onnx that count as nothing
 
 
 def write(
@@ -69,6 +70,7 @@ def write(
     recipe_text: str,
     facts: Mapping[str, Any],
     source: Path | None = None,
+    lenient: bool = False,
 ) -> Written:
     """Write the model files and the recipe into an empty folder, and check them as their users will meet them.
 
@@ -76,6 +78,7 @@ def write(
     takes several. Where the preprocessing is baked, the normalisation is in model.onnx, whose images are then float32
     in [0, 255]. `facts` are what `seal.facts` says of the run: model.onnx seals them, with the digests of the files
     beside it. `source` is the folder of the recipe, where a factory "./net.py:make" is found.
+    `lenient` says that operators of unknown cost count as nothing.
 
     Raises ArtifactError where a file does not compute what the network computes or holds more MACs than were counted. A
     network over its budget is written all the same: its rows say so.
@@ -85,7 +88,7 @@ def write(
     draft, notes = save_models(network, compact, folder, budget=budget, base=base, preprocessing=preprocessing)
     cost = draft.sealed(folder, facts)
     counted = replace(budget, limits=tuple(limit for limit in budget.limits if limit not in budget.latencies))
-    verdict = verify(folder / "model.onnx", counted)
+    verdict = verify(folder / "model.onnx", counted, uncounted=None if lenient else ())
     if verdict.code == ArtifactError.exit_code:
         raise ArtifactError(verdict.lines[0])
     with torch.inference_mode():
@@ -101,7 +104,7 @@ def write(
         notes = [f"{SOURCE} is left out: {str(error).removeprefix(f'{folder / SOURCE}: ')}"]
         parity = read_back(folder, images, expected.numpy(), source)
     measured = measured_latencies(folder / "model.onnx", budget)  # after all else: nothing of ours runs beside it
-    return Written(cost, rows_of(budget, cost, measured), parity, preprocessing, tuple(notes))
+    return Written(cost, rows_of(budget, cost, measured), parity, preprocessing, tuple(notes), verdict.uncounted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Needs onnx and pydantic, never torch.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from compress.texts import visible
 SHOWN = 5  # of the files that lie beside ours
 
 
-def check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
+def check_folder(path: Path, asked: Asked, shapes: Shapes, uncounted: Collection[str] | None = ()) -> Verdict:
     """Check model.onnx against a budget, and that report.json tells the truth about it and about every other file.
 
     Raises UsageError for a folder without the two, ArtifactError for a report that is none, or does not agree.
@@ -32,7 +32,7 @@ def check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     for name in (MODEL, REPORT):
         if not (path / name).is_file():
             raise UsageError(f"{path}: holds no {name}; give the output folder of a finished run.")
-    verdict = check_onnx(path / MODEL, asked, shapes)
+    verdict = check_onnx(path / MODEL, asked, shapes, uncounted)
     if verdict.code not in (0, 1):
         return verdict
     content = document(path / REPORT)

@@ -71,7 +71,10 @@ def _refusing(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the exporters raise dozens of kinds
-        raise ArtifactError(f"the network cannot be {what}: {first_line(error)}") from error
+        why = first_line(error)
+        if "Constraints violated (batch)" in why:
+            why = "forward() takes the batch for a number that is fixed, as len(x) and int() do; write x.shape[0]"
+        raise ArtifactError(f"the network cannot be {what}: {why}") from error
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ onnxruntime needed.
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class Verdict:
     counted: Mapping[str, int | None] | None = None  # in the file, by unit; None for what cannot be counted
     claimed: Mapping[str, int | None] | None = None  # by its metadata
     shapes: Mapping[str, tuple[int | None, ...]] | None = None  # of the inputs, for which it was counted
+    uncounted: tuple[str, ...] = ()  # operators that counted as nothing because it was asked for
 
     def to_json(self) -> dict[str, object]:
         """Return the verdict as plain values, for `--json`."""
@@ -55,6 +57,7 @@ class Verdict:
             "counted": None if self.counted is None else dict(self.counted),
             "claimed": None if self.claimed is None else dict(self.claimed),
             "shapes": None if self.shapes is None else {name: list(shape) for name, shape in self.shapes.items()},
+            "uncounted": list(self.uncounted),
         }
 
 
@@ -63,13 +66,15 @@ def verify(
     budget: Asked | None = None,
     *,
     shape: str | Sequence[str] = (),
+    uncounted: Collection[str] | None = (),
     signed_by: Path | str | None = None,
 ) -> Verdict:
     """Check an .onnx file, the weights of a .safetensors file, or the output folder of a run against a budget.
 
     A share ("50%") is of the base model that the file's metadata names; "sealed" asks for the limits that the file
     seals as its own. `shape` says for which inputs to count, such as "ids=1,384", where the file leaves more than the
-    batch open. `signed_by` is a file with a public ed25519 key, by which model.onnx and, in a folder, report.json must
+    batch open. Of operators whose cost is not known those named in `uncounted` count as nothing (None: whichever there
+    are). `signed_by` is a file with a public ed25519 key, by which model.onnx and, in a folder, report.json must
     be signed. Raises UsageError where the question cannot be answered: no budget, no such file, no such key, a share of
     an unknown base, a shape of no input, or a limit on which the file holds no evidence.
     """
@@ -79,9 +84,11 @@ def verify(
     if not os.path.exists(path):  # which is never in doubt, whatever the path is
         raise UsageError(f"{path}: there is no such file or folder.")
     shapes = _shapes([shape] if isinstance(shape, str) else shape)
-    check = {".onnx": check_onnx, ".safetensors": _check_weights}.get(path.suffix)
-    if path.is_dir():
-        check = _check_folder
+    checks: dict[str, Callable[[Path, Asked, Shapes], Verdict]] = {
+        ".onnx": partial(check_onnx, uncounted=uncounted),
+        ".safetensors": _check_weights,
+    }
+    check = partial(_check_folder, uncounted=uncounted) if path.is_dir() else checks.get(path.suffix)
     if check is None:
         raise UsageError(f"{path}: give an .onnx file, a .safetensors file, or the output folder of a run.")
     try:
@@ -121,7 +128,7 @@ def _shapes(texts: Sequence[str]) -> Shapes:
     return shapes
 
 
-def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
+def check_onnx(path: Path, asked: Asked, shapes: Shapes, uncounted: Collection[str] | None = ()) -> Verdict:
     """Check an .onnx file. Raises what `verify` raises, and ArtifactError where the file is broken or belies itself."""
     from compress.export.onnx import axes, count  # onnx costs a quarter of a second: only when it is needed
     from compress.export.onnx import file as onnx_file
@@ -135,7 +142,7 @@ def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
             )
         shapes = {names[0]: shapes[""]}
     try:
-        file = count.count(model, shapes)
+        file = count.count(model, shapes, uncounted)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     file = replace(file, bytes=path.stat().st_size + onnx_file.outside(path, model))
@@ -158,13 +165,15 @@ def check_onnx(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     cost, lines = _believed(path, file, claims, blind)
     if blind and any(limit.unit in _BY_MACS for limit in budget.limits):
         notes.append("without a figure by thop, FLOPs are the MACs: no batch norm, no pooling")
+    if file.uncounted:
+        notes.append(f"counted as nothing, because it was asked for: {', '.join(file.uncounted)}")
     measured = None
     if budget.latencies:
         from compress.export.latency import measured_latencies
 
         measured = measured_latencies(path, budget)
     verdict = _judge(path, budget, cost, [*lines, *notes], measured)
-    return replace(verdict, counted=counted, claimed=claimed, shapes=file.shapes)
+    return replace(verdict, counted=counted, claimed=claimed, shapes=file.shapes, uncounted=file.uncounted)
 
 
 def _refusal(file: "FileCost", budget: Budget) -> str:
@@ -174,7 +183,8 @@ def _refusal(file: "FileCost", budget: Budget) -> str:
         return ", ".join(limit.text for limit in budget.limits if limit.unit in units)
 
     if file.why and (asked := limits(*_BY_MACS)):
-        return f"nobody can vouch for {asked}: {file.why}. At least {file.macs:,} MACs were counted."
+        how = f"; --uncounted {file.unknown[0]} counts it as nothing" if len(file.unknown) == 1 else ""
+        return f"nobody can vouch for {asked}: {file.why}{how}. At least {file.macs:,} MACs were counted."
     if file.memory is None and (asked := limits(MEMORY)):
         why = f"these operators are not known: {', '.join(file.unknown)}" if file.unknown else file.why
         return f"nobody can vouch for {asked}, the memory of its activations: {why or 'a shape is not known'}."
@@ -242,10 +252,10 @@ def _check_weights(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
     return replace(verdict, counted={"params": params})
 
 
-def _check_folder(path: Path, asked: Asked, shapes: Shapes) -> Verdict:
+def _check_folder(path: Path, asked: Asked, shapes: Shapes, uncounted: Collection[str] | None = ()) -> Verdict:
     from compress.export.folder import check_folder  # pydantic costs as much again as all else here
 
-    return check_folder(path, asked, shapes)
+    return check_folder(path, asked, shapes, uncounted)
 
 
 def _judge(

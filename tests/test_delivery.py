@@ -41,6 +41,7 @@ DIGITS = load(settings.Data(), batch=8, seed=0, device=torch.device("cpu"))
         (Net(lambda out: out[:, :9]), r"output is \[1, 9\] for one image, but digits has 10 classes"),
         (Net(lambda out: out.view(1, 10)), r"cannot be run on one input, or on two together \(RuntimeError: shape"),
         (Net(functional.dropout), r"output for an image changes with the rest of its batch, or by chance"),
+        (Net(lambda out: out.view(len(out), 10)), r"cannot be traced by torch.export: .* as len\(x\) and int\(\) do"),
         (
             Net(track=False),
             r"rest of its batch: norm has no running statistics; build it with track_running_stats=True",

@@ -356,6 +356,38 @@ def test_what_cannot_be_used_is_told_before_training(tmp_path: Path, said: dict[
     assert list(tmp_path.iterdir()) == []
 
 
+DET = """
+import torch
+from torch import nn
+
+class Det(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
+    def forward(self, x):
+        return self.b(self.a(x).relu().mean((2, 3)) + 0.01 * torch.linalg.det(x))
+"""
+
+
+def test_an_operator_of_unknown_cost_is_left_out_where_the_recipe_says_so_or_no_limit_is_on_it(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(DET)
+    scratch = {"train": {}, "method": {"name": "scratch", "epochs": 1}}
+
+    def made(budget: str, *names: str) -> Recipe:
+        return recipe(**scratch, model={"factory": f"{tmp_path}/net.py:Det", "uncounted": names}, budget=budget)
+
+    with pytest.raises(UsageError, match=r"no rule for aten._linalg_det .* 50kMACs on it would mean nothing"):
+        plan(made("50kMACs"))
+    with pytest.raises(UsageError, match=r"model.uncounted: aten.cummax is no operator .* those are aten._linalg_det"):
+        plan(made("50kMACs", "aten.cummax"))
+    note = "aten._linalg_det (in forward()) has no rule and counts as nothing: MACs and FLOPs leave it out"
+    for said, names in ((made("50kMACs", "aten._linalg_det"), ("Det",)), (made("1kparams"), ())):
+        for _ in range(2):  # the second time it is finished already, and checked
+            report = run(said, out=tmp_path / str(said.budget), resume=True).report
+        assert (report.verdict.code, report.uncounted, report.cost.macs) == (0, names, 36 * 72 + 80)
+        assert note in report.notes
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--device abacus is not a device; write cpu, cuda or cuda:0"):
         run(recipe(), out=tmp_path / "out", device="abacus")

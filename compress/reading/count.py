@@ -316,8 +316,8 @@ def paths(model: nn.Module) -> Counter[int]:
     return often
 
 
-def refuse_unknown(traced: Trace) -> None:
-    """Raise UsageError naming every operator that can neither be counted nor is known to cost nothing."""
+def unknown_to(traced: Trace) -> dict[str, str]:
+    """Every operator that can neither be counted nor is known to cost nothing, with a module in which it runs."""
     unknown = {call.op: call.module for call in traced.calls if call.row is None}
     for visit in traced.visits:  # thop takes the hidden channels for what goes back into the layer, and needs a tensor
         if type(visit.module) in RECURRENT and (
@@ -326,10 +326,17 @@ def refuse_unknown(traced: Trace) -> None:
             or visit.inputs[0].dim() < 2
         ):
             unknown[f"a {type(visit.module).__name__} with proj_size or packed sequences"] = visit.name
+    return dict(sorted(unknown.items()))
+
+
+def refuse_unknown(unknown: Mapping[str, str], what: str = "a budget") -> None:
+    """Raise UsageError naming these operators, if there are any, because of which `what` would mean nothing."""
     if unknown:
-        listed = ", ".join(f"{op} (in {where or 'forward()'})" for op, where in sorted(unknown.items()))
+        listed = ", ".join(f"{op} (in {where or 'forward()'})" for op, where in unknown.items())
         raise UsageError(
-            f"the cost of the model cannot be counted: no rule for {listed}; a budget on it would mean nothing"
+            f"the cost of the model cannot be counted: no rule for {listed}; {what} on it would mean nothing. Limits "
+            f"of params and bytes hold all the same, and model.uncounted: [{next(iter(unknown))}] in the recipe says "
+            "that it costs nothing"
         )
 
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from compress.budget.limits import Cost
 from compress.errors import ArtifactError, UsageError, one_line
-from compress.reading.count import Tally, macs, paths, refuse_disguised, refuse_unknown
+from compress.reading.count import Tally, macs, paths, refuse_disguised, refuse_unknown, unknown_to
 from compress.reading.ghost import countable, ghost
 from compress.reading.inputs import Shape, blanks
 from compress.reading.trace import Trace, trace
@@ -34,14 +34,21 @@ class _Referees:
     layers: dict[str, int]  # thop's operations of each module that it has a rule for
 
 
-def measure(model: nn.Module, shape: Shape) -> Cost:
+def uncounted(model: nn.Module, shape: Shape) -> dict[str, str]:
+    """The operators whose cost is not known, with a module in which each runs; they count as nothing."""
+    return unknown_to(trace(model, shape))
+
+
+def measure(model: nn.Module, shape: Shape, *, lenient: bool = False) -> Cost:
     """The cost of a model for one input of this shape (without the batch; or of several), by all counters.
 
-    `bytes` is the predicted size of model.onnx. Raises UsageError where the model cannot be traced or an operator
-    cannot be counted, ArtifactError where two counters disagree about a layer that both know.
+    `bytes` is the predicted size of model.onnx. `lenient` takes operators that cannot be counted for nothing, else
+    UsageError names them; it is raised too where the model cannot be traced, and ArtifactError where two counters
+    disagree about a layer that both know.
     """
     traced = trace(model, shape)
-    refuse_unknown(traced)
+    if not lenient:
+        refuse_unknown(unknown_to(traced))
     refuse_disguised(traced)
     ours, theirs = Tally(traced).price().cost({}), _ask(model, shape)
     unknown = sum(macs(call) or 0 for call in traced.calls if call.func.overloadpacket not in flop_registry)
@@ -110,4 +117,4 @@ def _flatten(entry: tuple[float, float, dict[str, Any]], path: str) -> list[tupl
     return own + [row for name, inner in entry[2].items() for row in _flatten(inner, f"{path}.{name}".strip("."))]
 
 
-__all__ = ["measure", "unseen"]
+__all__ = ["measure", "uncounted", "unseen"]

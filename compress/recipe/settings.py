@@ -104,6 +104,8 @@ class Model(Keys):
     weights_key: str | None = None
     """Which weights of a checkpoint that holds several, such as 'state_dict_ema', or 'ema.model' where dictionaries lie
     in each other; null: the only ones."""
+    uncounted: tuple[str, ...] = ()
+    """Operators whose cost is not known, such as aten.cummax, that are to count as nothing; the report repeats them."""
     include: tuple[str, ...] = ("*",)
     """Modules whose filters may come and go: shell patterns over their dotted names, such as 'layer*.conv1'; all."""
     exclude: tuple[str, ...] = ()

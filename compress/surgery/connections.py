@@ -317,7 +317,7 @@ class _Reading:
             if wires.is_reader(node) and layer is None:
                 heard[[at[root] for root in wires.layouts[node.all_input_nodes[0]] if root in at]] = True
 
-        total = measure(wires.net, self.shape)
+        total = measure(wires.net, self.shape, lenient=True)
         rest = np.array([total.params, total.macs, total.thop], np.int64) - costs[:always].sum(0)
         number = {root: n for n, root in enumerate(roots)}
         return Wiring(

@@ -69,7 +69,7 @@ def finalize(
             compact, removed = _cut(masked, shape, silent=False)
     drift = compare(masked, compact, shape, images, top1=top1) if removed else 0.0
     built = Structure.read(compact, structure.factory, structure.args, structure.depths)
-    return Compact(compact, built, measure(compact, shape), plainly(shape), drift, removed)
+    return Compact(compact, built, measure(compact, shape, lenient=True), plainly(shape), drift, removed)
 
 
 def _cut(masked: nn.Module, shape: Shape, *, silent: bool) -> tuple[nn.Module, dict[str, int]]:

@@ -9,7 +9,7 @@ shapes that a caller names. Every other operator costs nothing by that conventio
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto
@@ -39,6 +39,7 @@ class FileCost:
     output: Shape  # of the first one
     memory: int | None
     why: str  # its MACs are not known; "" where they are
+    uncounted: tuple[str, ...]  # operators of unknown cost that count as nothing because somebody says so
     hidden: tuple[str, ...]  # what may hold parameters out of sight
 
     @property
@@ -47,8 +48,12 @@ class FileCost:
         return next(iter(self.shapes.values()), ())
 
 
-def count(model: ModelProto, given: Mapping[str, Shape] | None = None) -> FileCost:
+def count(
+    model: ModelProto, given: Mapping[str, Shape] | None = None, uncounted: Collection[str] | None = ()
+) -> FileCost:
     """Count an ONNX model, for these shapes of its inputs by name; the batch is 1 where they do not say otherwise.
+
+    Of operators whose cost is not known those of these names count as nothing; None is whichever there are.
 
     Raises UsageError where a shape is of no input or contradicts it, ArtifactError where the model holds more than is
     followed.
@@ -56,9 +61,10 @@ def count(model: ModelProto, given: Mapping[str, Shape] | None = None) -> FileCo
     bound = axes.bind(model, given or {})
     seen = walk(model, bound.inputs)
     params, hidden = stored.tally(model, seen)
-    unknown = sorted({**seen.unknown, **_sums_of_products(seen)})
+    excused = [name for name in seen.unknown if " " not in name and (uncounted is None or name in uncounted)]
+    unknown = sorted({*seen.unknown, *_sums_of_products(seen)} - set(excused))
     why = f"the cost of these operators is not known: {', '.join(unknown)}" if unknown else ""
-    unbound = bound.why or ("" if unknown or seen.gaps else _batch(model, bound, seen, given or {}))
+    unbound = bound.why or ("" if unknown or seen.gaps else _batch(model, bound, seen, given or {}, excused))
     if seen.gaps:
         several = len(bound.batch) > 1  # they may have to be of other lengths than one
         why = why or unbound or (axes.refusal(bound, f"with one, {seen.gaps[0]}") if several else seen.gaps[0])
@@ -76,6 +82,7 @@ def count(model: ModelProto, given: Mapping[str, Shape] | None = None) -> FileCo
         params=params,
         bytes=model.ByteSize(),
         unknown=tuple(unknown),
+        uncounted=tuple(sorted(excused)),
         shapes=bound.inputs,
         output=output or (),
         memory=memory,
@@ -90,10 +97,12 @@ def _has_insides(node: NodeProto, seen: Walk) -> bool:
     return called or node.op_type in ("If", "Loop", "Scan")
 
 
-def _batch(model: ModelProto, bound: axes.Bound, seen: Walk, given: Mapping[str, Shape]) -> str:
+def _batch(
+    model: ModelProto, bound: axes.Bound, seen: Walk, given: Mapping[str, Shape], excused: Collection[str]
+) -> str:
     """Why axis 0 is not shown to be the batch, or is one that is fixed above 1; "" where one input was counted."""
     if bound.batch:
-        why = samples.disproof(seen, walk(model, bound.scaled(dict.fromkeys(bound.batch, 2))))
+        why = samples.disproof(seen, walk(model, bound.scaled(dict.fromkeys(bound.batch, 2))), excused)
         groups = bound.groups()
         if not why and len(groups) > 1:
             several = {name: times for times, names in enumerate(groups, 2) for name in names}
@@ -108,7 +117,7 @@ def _batch(model: ModelProto, bound: axes.Bound, seen: Walk, given: Mapping[str,
             fixed.setdefault(shape[0], []).append(name)
     for size, names in list(fixed.items())[:2]:  # each takes a walk
         twice = walk(model, bound.scaled(dict.fromkeys(names, 2)))
-        if twice.gaps or not samples.disproof(seen, twice):
+        if twice.gaps or not samples.disproof(seen, twice, excused):
             whole = ",".join(map(str, bound.inputs[names[0]]))
             return (
                 f"the batch of input {names[0][:60]!r} is fixed at {size}, and costs are stated for one input: export "

@@ -6,7 +6,7 @@ taken, steps of a sequence, frames that are averaged and rows of an image are no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from compress.export.onnx.shapes import Shape
 from compress.export.onnx.walk import Step, Walk
@@ -77,8 +77,11 @@ _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "com.microsoft::DynamicQuantizeLST
 _TOLD = frozenset({"Shape", "Size", "ConstantOfShape", "Expand", "Tile", "Reshape", "EyeLike"})  # made by their number
 
 
-def disproof(one: Walk, two: Walk) -> str:
-    """Why an axis is not shown to be of samples by a walk with one of them and one with two; "" where it is."""
+def disproof(one: Walk, two: Walk, excused: Collection[str] = ()) -> str:
+    """Why an axis is not shown to be of samples by a walk with one of them and one with two; "" where it is.
+
+    Operators that are `excused` from being known need only have it as their first axis.
+    """
     if two.gaps or two.unknown.keys() - one.unknown.keys():
         return f"with two in its place, {(two.gaps or list(two.unknown))[0]}"
     if [step.name for step in one.steps] != [step.name for step in two.steps]:
@@ -87,7 +90,7 @@ def disproof(one: Walk, two: Walk) -> str:
     numbers: set[str] = set()  # values made of the samples' numbers, 0, 1, ...
     for before, after in zip(one.steps, two.steps, strict=True):
         node = before.node
-        what = _mixes(before, after, one)
+        what = _mixes(before, after, one, excused)
         if what == COUNTS or (before.name in _NUMBERED and not numbers.isdisjoint(node.input)):
             what = "" if before.name != "Gather" or not before.constant[0] else "looks up their numbers"
             numbers.update(node.output)
@@ -105,7 +108,7 @@ def disproof(one: Walk, two: Walk) -> str:
     return ""
 
 
-def _mixes(before: Step, after: Step, seen: Walk) -> str:
+def _mixes(before: Step, after: Step, seen: Walk, excused: Collection[str]) -> str:
     """What an operator does that cannot be along an axis of samples; nothing where it keeps them apart."""
     if before.reads == after.reads:
         same = before.makes == after.makes or before.name in _TOLD
@@ -136,7 +139,7 @@ def _mixes(before: Step, after: Step, seen: Walk) -> str:
         ends = {axis - len(a) for (a, _), axes in zip(pairs, moved, strict=True) for axis in axes}
         out = before.makes[0]
         return "" if out is not None and {made[0][0] - len(out)} == ends else "does not keep it"
-    if before.name in _BY_FIRST:
+    if before.name in _BY_FIRST or before.name in excused:
         fine = all(axes in ([], [0]) for axes in (*moved, *made))
         return "" if fine else "does not take it for its samples"
     if before.name in _ALONG or before.name in _BEHIND:

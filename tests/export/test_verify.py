@@ -226,6 +226,23 @@ def test_an_operator_of_unknown_cost_is_4_by_name_where_macs_are_limited(tmp_pat
     assert verify(file, f"{PARAMS}params").code == 0
 
 
+def test_an_operator_of_unknown_cost_counts_as_nothing_where_that_is_asked_for(tmp_path):
+    model = network()
+    model.graph.node[-1].output[:] = ["m"]
+    for kind, reads, out in (("Det", "x", "d"), ("ReduceMax", "d last", "s"), ("Add", "m s", "y")):
+        model.graph.node.append(make_node(kind, reads.split(), [out]))
+    model.graph.initializer.append(make_tensor("last", TensorProto.INT64, [1], [1]))
+    onnx.save(model, tmp_path / "model.onnx")
+    said = "--uncounted Det counts it as nothing"
+    assert said in verify(tmp_path / "model.onnx", f"{MACS}MACs").lines[0]
+    for names in (["Det"], ["Det", "Magic"], None):
+        verdict = verify(tmp_path / "model.onnx", f"{MACS}MACs", uncounted=names)
+        assert (verdict.code, verdict.uncounted) == (0, ("Det",))
+        assert verdict.lines[-1] == "counted as nothing, because it was asked for: Det"
+        assert verify(tmp_path / "model.onnx", f"{MACS - 1}MACs", uncounted=names).code == 1
+    assert verify(tmp_path / "model.onnx", f"{MACS}MACs", uncounted=["Magic"]).code == 4
+
+
 def corruptions(data: bytes) -> dict[str, bytes]:
     claimed = f'"macs":{MACS},"memory"'.encode()
     assert data.count(claimed) == 1
