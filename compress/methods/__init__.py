@@ -19,10 +19,14 @@ class Entry(NamedTuple):
 METHODS = {
     "adenel": Entry("adenel.settings:Adenel", "adenel.method:AdeNeL"),
     "autogrow": Entry("autogrow.settings:Autogrow", "autogrow.method:AutoGrow"),
-    "l1": Entry("l1.settings:L1", "l1.method:L1Pruning"),
+    "group": Entry("prune.settings:Group", "prune.method:Pruning"),
+    "hessian": Entry("prune.settings:Hessian", "prune.method:Pruning"),
+    "l1": Entry("prune.settings:L1", "prune.method:Pruning"),
     "lwp": Entry("lwp.settings:Lwp", "lwp.method:LWP"),
+    "random": Entry("prune.settings:Random", "prune.method:Pruning"),
     "refit": Entry("refit.settings:Refit", "refit.method:Refitting"),
     "scratch": Entry("scratch.settings:Scratch", "scratch.method:FromScratch"),
+    "taylor": Entry("prune.settings:Taylor", "prune.method:Pruning"),
 }
 
 

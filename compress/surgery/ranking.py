@@ -6,14 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from compress.reading.graph import Graph
+from compress.reading.ids import Axis
+
+Ranks = Mapping[str, NDArray[np.float64]]  # of every free space, one number for each channel: the more, the better
 
 
-def largest(model: nn.Module, graph: Graph, widths: Mapping[str, int]) -> dict[str, list[int]]:
+def largest(ranks: Ranks, graph: Graph, widths: Mapping[str, int]) -> dict[str, list[int]]:
     """For every free space that these widths make narrower, the positions of its most important channels, ascending."""
-    ranks = importance(model, graph)
     narrower = [name for name in ranks if widths[name] < graph.spaces[name].width]
     return {name: np.sort(np.argsort(-ranks[name], kind="stable")[: widths[name]]).tolist() for name in narrower}
 
@@ -28,16 +30,21 @@ def importance(model: nn.Module, graph: Graph) -> dict[str, NDArray[np.float64]]
     for name in graph.free:
         space = graph.spaces[name]
         total = np.zeros(space.width)
-        for tensor, dim in space.producers:
-            if tensor not in tensors:
-                continue
-            weight = tensors[tensor].detach().double().abs()
-            rows = weight.sum([d for d in range(weight.dim()) if d != dim]).cpu().numpy()
-            order = {unit: position for position, unit in enumerate(space.units)}
-            mine = np.zeros(space.width)
-            for row, unit in zip(rows, graph.slots[tensor, dim].units.tolist(), strict=True):
-                if unit in order:
-                    mine[order[unit]] += row
-            total += mine / (mine.mean() or 1.0)
+        for axis in space.producers:
+            if axis[0] in tensors:
+                mine = per_channel(graph, name, axis, tensors[axis[0]].detach().double().abs())
+                total += mine / (mine.mean() or 1.0)
         norms[name] = total
     return norms
+
+
+def per_channel(graph: Graph, name: str, axis: Axis, values: Tensor) -> NDArray[np.float64]:
+    """What a tensor sums up to for each channel [width] of a space that stands on one of its axes."""
+    space, (of, dim) = graph.spaces[name], axis
+    rows = values.sum([d for d in range(values.dim()) if d != dim]).cpu().numpy()
+    units = graph.slots[of, dim].units
+    mine = np.isin(units, space.units)
+    position = {unit: number for number, unit in enumerate(space.units)}
+    summed = np.zeros(space.width)
+    np.add.at(summed, [position[unit] for unit in units[mine].tolist()], rows[mine])
+    return summed

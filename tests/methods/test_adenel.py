@@ -17,7 +17,7 @@ from compress.errors import UsageError
 from compress.methods.adenel.diiss import DIISS
 from compress.methods.adenel.method import AdeNeL, State
 from compress.methods.adenel.settings import PUBLISHED, Adenel
-from compress.methods.l1.settings import L1
+from compress.methods.prune.settings import L1
 from compress.outcomes import plan_json, plan_lines
 from compress.recipe.settings import Recipe
 from compress.recipe.step import Tune

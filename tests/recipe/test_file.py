@@ -156,7 +156,8 @@ def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
         "small.yaml:2: model.factory: expected 'package.module:callable' or './file.py:callable', got 'vgg'.",
         "small.yaml:3: model.input: expected whole numbers from 1, as [3, 32, 32] or, for two inputs, "
         "[[3, 8, 8], [10]], got [3, 0].",
-        "small.yaml:4: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'refit', 'scratch', got 'adenal'; did "
+        "small.yaml:4: method.name: expected 'adenel', 'autogrow', 'group', 'hessian', 'l1', 'lwp', 'random', 'refit', "
+        "'scratch', 'taylor', got 'adenal'; did "
         "you mean 'adenel'?",
         "small.yaml:5: sede: unknown key; did you mean 'seed'?",
     ]
@@ -166,7 +167,8 @@ def test_all_mistakes_are_told_a_line_each(refused: Any) -> None:
         "small.yaml:3: model.input: expected whole numbers from 1, as [3, 32, 32] or, for two inputs, "
         "[[3, 8, 8], [10]], got [3, 0, 1].",
         "small.yaml:4: data.std.1: expected a number above 0, got -1.",
-        "small.yaml:2: method.name: missing; write one of adenel, autogrow, l1, lwp, refit, scratch.",
+        "small.yaml:2: method.name: missing; write one of adenel, autogrow, group, hessian, l1, lwp, random, refit, "
+        "scratch, taylor.",
     ]
 
 
@@ -239,7 +241,8 @@ def test_overrides_come_after_the_file_and_the_budget_last(read: Read) -> None:
         (
             "method.name",
             "adenal",
-            "--set: method.name: expected 'adenel', 'autogrow', 'l1', 'lwp', 'refit', 'scratch', got 'adenal'",
+            "--set: method.name: expected 'adenel', 'autogrow', 'group', 'hessian', 'l1', 'lwp', 'random', 'refit', "
+            "'scratch', 'taylor', got 'adenal'",
         ),
     ],
 )

@@ -22,7 +22,7 @@ from compress.budget.limits import Budget
 from compress.errors import CompressError, UsageError
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.methods.refit.settings import Refit
-from compress.surgery.ranking import largest
+from compress.surgery.ranking import importance, largest
 from compress.surgery.shapes import take_shape, widths_of
 from compress.surgery.structure import Structure
 from compress.surgery.surgeon import Surgeon
@@ -114,7 +114,7 @@ class Refitting(Method[State]):
         least = {name: min(self.around.align, width) for name, width in graph.widths.items()}
         if source.used > 1:
             goal = land(graph.price, least, graph.widths, lab.budget, align=self.around.align, ceiling=graph.widths)
-            lab.narrow(largest(lab.model, graph, goal))
+            lab.narrow(largest(importance(lab.model, graph), graph, goal))
         else:
             goal = beyond(graph.price, graph.widths, lab.budget)
             lab.resize(land(graph.price, graph.widths, goal, lab.budget, align=self.around.align))

@@ -1,12 +1,12 @@
-"""L1-norm pruning: narrow a trained network to its budget, keeping the filters with the largest weights, and tune it.
+"""Pruning: narrow a trained network to its budget, keeping the channels that matter most, and tune it.
 
 All free spaces go down by one common factor until the budget holds (`budget/landing.py` fills it), and in each space
-the channels whose filters have the largest l1 norm stay. Li et al. 2017, "Pruning Filters for Efficient ConvNets",
-section 3.1; theirs is also the plain way that other methods are compared with.
+the channels that a score (`scores.py`) finds most important stay. Then the batch norms' statistics, which were those of
+the uncut network, are estimated anew, and the network is trained. With the score `l1` that is Li et al. 2017, "Pruning
+Filters for Efficient ConvNets", section 3.1, and the plain way that others are compared with.
 
 Differs from the paper, which prunes a residual stage by its projection shortcut alone and picks shares by hand: a space
-is judged by all of the layers that make it, each norm divided by its layer's mean, so that none drowns the others; and
-shares follow from the budget.
+is judged by all of the layers that make it, and shares follow from the budget.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from compress.budget.landing import land
-from compress.methods.l1.settings import L1
 from compress.methods.protocol import ALONE, Around, Lab, Method
+from compress.methods.prune.scores import SCORES
+from compress.methods.prune.settings import Prune
 from compress.reading.graph import Graph
 from compress.surgery.ranking import largest
 from compress.surgery.surgeon import Surgeon
@@ -33,10 +36,10 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class L1Pruning(Method[State]):
+class Pruning(Method[State]):
     """The method with its hyper-parameters, as the recipe says them."""
 
-    settings: L1
+    settings: Prune
     around: Around = ALONE
 
     def smallest(self, surgeon: Surgeon) -> None:
@@ -53,9 +56,11 @@ class L1Pruning(Method[State]):
             state = State(why="the network keeps the budget as it is; nothing was changed")
         else:
             state = State(cut=1)
+            self.ready(lab, state)  # for scores that look at batches
             self._narrow(lab, state)
         self.ready(lab, state)
         lab.note("narrowed" if state.cut else "kept", widths=lab.widths, val=lab.score().accuracy)
+        self._recalibrate(lab, state)
         return self._ended(lab, state)
 
     def step(self, lab: Lab, state: State) -> State:
@@ -70,6 +75,7 @@ class L1Pruning(Method[State]):
             state = State(cut=state.cut + 1)
             self._narrow(lab, state)
             lab.note("narrowed", widths=lab.widths, val=lab.score().accuracy)
+            self._recalibrate(lab, state)
         return self._ended(lab, state)
 
     def done(self, lab: Lab, state: State) -> str | None:
@@ -97,4 +103,10 @@ class L1Pruning(Method[State]):
             graph.price, self._least(graph), graph.widths, lab.budget, align=self.around.align, ceiling=graph.widths
         )
         some = {name: width - (width - goal[name]) // left for name, width in graph.widths.items()}
-        lab.narrow(largest(lab.model, graph, some))
+        lab.narrow(largest(SCORES[self.settings.name](lab, self.settings), graph, some))
+
+    def _recalibrate(self, lab: Lab, state: State) -> None:
+        """After a cut."""
+        if state.cut and self.settings.recalibrate and any(isinstance(m, _BatchNorm) for m in lab.model.modules()):
+            lab.recalibrate(self.settings.recalibrate)
+            lab.note("recalibrated", val=lab.score().accuracy)

@@ -16,7 +16,8 @@ import compress
 from compress._plan import methods_of, plan
 from compress._run import develop, prepare, run
 from compress.errors import ArtifactError, Infeasible, UsageError
-from compress.methods.l1.method import L1Pruning
+from compress.methods.prune.method import Pruning
+from compress.methods.prune.scores import SCORES
 from compress.reading.graph import read
 from compress.recipe.settings import Recipe
 from compress.surgery.ranking import importance
@@ -133,7 +134,7 @@ def test_a_run_reports_where_it_began_the_means_it_was_told_and_a_half_precision
     where = {"event": "start", "step": 0, "method": "l1", "val": start, "used": lab.budget.utilisation(planned.base)}
     base = {key: told["base"][key] for key in ("macs", "params")}
     assert told["history"][0] == {**where, **base, "widths": {"stem": 12, "body.0": 20}}
-    assert [line["event"] for line in told["history"][1:]] == ["narrowed", "tune"]
+    assert [line["event"] for line in told["history"][1:]] == ["narrowed", "recalibrated", "tune"]
     assert told["verdict"]["code"] == 0
     assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == ([0.25], [0.5])
     assert json.loads(Path("out/report.json").read_text()) == told
@@ -146,7 +147,7 @@ def test_several_cuts_end_at_the_widths_of_one(shop: Path, rounds: int) -> None:
     lab, _ = prepare(recipe(method={"rounds": rounds, "round": "1 steps", "tune": {"epochs": 0}}), "cpu")
     seen = []
     method = methods_of(lab.recipe)[0]
-    assert isinstance(method, L1Pruning)
+    assert isinstance(method, Pruning)
     state = method.init(lab)
     while method.done(lab, state) is None:
         seen.append(lab.widths)
@@ -237,3 +238,98 @@ def test_patterns_keep_filters_and_say_so(shop: Path) -> None:
     held = plan(recipe(model={"exclude": ["body"]})).graph  # a module stands for what it holds
     assert held.free == ("stem",)
     assert survey(torch.nn.Conv2d(1, 2, 1), (1, 8, 8)).free == ()
+
+
+# ---- what channels are judged by ------------------------------------------------------------------------------------
+
+
+def looked_at(name: str, **more: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    """A lab before its first cut, and how important the channels of the body are."""
+    lab, _ = prepare(recipe(method={"name": name, "tune": {"epochs": 0}, **more}), "cpu")
+    method = methods_of(lab.recipe)[0]
+    method.ready(lab, method.load({}))
+    return lab, dict(SCORES[name](lab, lab.recipe.method))
+
+
+def test_a_group_is_judged_by_what_makes_a_channel_and_what_reads_it() -> None:
+    lab, ranks = looked_at("group")
+    net = lab.model.requires_grad_(False)
+    makes = [float(net.body[0].weight[k].norm()) for k in range(20)]
+    reads = [float(net.head.weight[:, k].norm()) for k in range(20)]
+    expected = np.array(makes) / np.mean(makes) + np.array(reads) / np.mean(reads)
+    assert ranks["body.0"] == pytest.approx(expected, rel=1e-6)
+    stems = [float(net.stem.weight[k].norm()) for k in range(12)]
+    reads = [float(net.body[0].weight[:, k].norm()) for k in range(12)]
+    expected = np.array(stems) / np.mean(stems) + np.array(reads) / np.mean(reads)
+    assert ranks["stem"] == pytest.approx(expected, rel=1e-6)
+
+
+def batches_of(lab: Any, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(lab.data.stream(0, count))
+
+
+def test_taylor_is_the_squared_derivative_of_the_loss_by_a_gate_on_the_channel() -> None:
+    lab, ranks = looked_at("taylor", batches=2)
+    net, expected = lab.model.eval(), np.zeros(20)
+    for x, y in batches_of(lab, 2):
+        gate = torch.ones(20, requires_grad=True)
+        inner = net.body(torch.relu(net.norm(net.stem(x)))) * gate[:, None, None]
+        loss = torch.nn.functional.cross_entropy(net.head(inner.mean((2, 3))), y)
+        (slope,) = torch.autograd.grad(loss, gate)
+        expected += slope.numpy() ** 2
+    assert ranks["body.0"] == pytest.approx(expected, rel=1e-3)
+    assert lab.step == 2  # its batches are in the books
+    assert lab.spent == 2 * 100 * lab.cost().macs
+
+
+def test_hessian_is_half_of_squared_weights_times_mean_squared_gradients() -> None:
+    lab, ranks = looked_at("hessian", batches=2)
+    net, expected = lab.model.eval(), np.zeros(20)
+    squares = {name: torch.zeros_like(tensor) for name, tensor in net.named_parameters()}
+    for x, y in batches_of(lab, 2):
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        for name, slope in zip(squares, torch.autograd.grad(loss, list(net.parameters())), strict=True):
+            squares[name] += slope**2 / 2
+    for name, made in (("body.0.weight", True), ("head.weight", False)):
+        saliency = (net.get_parameter(name).detach() ** 2 * squares[name] / 2).movedim(0 if made else 1, 0)
+        expected += saliency.reshape(20, -1).sum(1).numpy()
+    assert ranks["body.0"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_dice_follow_from_the_seed_and_are_thrown_anew_for_each_cut() -> None:
+    one, again = (looked_at("random")[1]["stem"] for _ in range(2))
+    assert one.tolist() == again.tolist()
+    lab, _ = looked_at("random")
+    lab.step += 1
+    assert SCORES["random"](lab, lab.recipe.method)["stem"].tolist() != one.tolist()
+
+
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_every_score_ends_within_the_budget_and_gives_a_channel_that_does_nothing_the_least(name: str) -> None:
+    """Of the body's channels one is dead and one is read by nobody; dice do not care."""
+    weights = safetensors.torch.load_file("w.safetensors")
+    weights["body.0.weight"][3] = weights["body.1.weight"][3] = weights["body.1.bias"][3] = 0.0
+    weights["head.weight"][:, 3] = 0.0
+    safetensors.torch.save_file(weights, "w.safetensors")
+    _, ranks = looked_at(name)
+    assert name == "random" or ranks["body.0"].argmin() == 3
+    told = run(recipe(method={"name": name}), out="out").report.plain()
+    assert (told["verdict"]["code"], told["history"][1]["event"]) == (0, "narrowed")
+    assert told["landing"]["utilisation"] > 0.9
+
+
+def test_batch_norms_are_estimated_anew_after_a_cut_unless_the_recipe_says_not() -> None:
+    means = {}
+    for batches in (0, 4):
+        lab, _ = prepare(recipe(method={"recalibrate": batches, "tune": {"epochs": 0}}), "cpu")
+        develop(lab, methods_of(lab.recipe), Path())
+        means[batches] = lab.model.body[1].running_mean.clone()
+        events = [note.event for note in lab.history]
+        assert events == ["start", "narrowed", "recalibrated"][: 2 + bool(batches)]
+    net, seen = lab.model.eval(), []
+    for x, _ in lab.data.stream(0, 4, varied=False):
+        with torch.no_grad():
+            net.norm.train()
+            seen.append(net.body[0](torch.relu(net.norm(net.stem(x)))).mean((0, 2, 3)))
+    assert torch.allclose(means[4], torch.stack(seen).mean(0), atol=1e-5)
+    assert not torch.allclose(means[0], means[4], atol=1e-2)

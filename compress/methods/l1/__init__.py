@@ -1,1 +1,0 @@
-"""L1-norm pruning narrows a trained network to its budget, and keeps the filters with the largest weights."""

@@ -1,0 +1,1 @@
+"""Pruning narrows a trained network to its budget, and keeps the channels that a score finds most important."""
