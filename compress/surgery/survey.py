@@ -159,7 +159,10 @@ def _calls(
     model: nn.Module, graph: Graph, amounts: Mapping[str, int], counts: Mapping[str, Count] | None = None
 ) -> tuple[Sequence[Call], str | None]:
     """What a model calls that is wider by these amounts, with these counts, and what it says where it stops."""
-    tried = _widened(model, graph if counts is None else replace(graph, counts=counts), amounts)[0]
+    try:
+        tried = _widened(model, graph if counts is None else replace(graph, counts=counts), amounts)[0]
+    except UsageError as error:
+        return [], str(error)
     return attempted(tried, blanks(tried, graph.shape))
 
 
@@ -193,8 +196,8 @@ def _why(graph: Graph, name: str) -> str:
 
 def _unforetold(model: nn.Module, graph: Graph, amounts: Mapping[str, int], held: Mapping[str, str]) -> str | None:
     """None where the model, with these spaces widened, reads and costs as foretold; else what went wrong."""
-    tried, wider = _widened(model, graph, amounts)
     try:
+        tried, wider = _widened(model, graph, amounts)
         again = read(tried, graph.shape, held, _follows(graph))
     except UsageError as error:
         return one_line(error.__cause__ or error)
@@ -211,5 +214,8 @@ def _widened(model: nn.Module, graph: Graph, amounts: Mapping[str, int]) -> tupl
     shapes = {name: list(t.shape) for name, t in [*tried.named_parameters(), *tried.named_buffers()]}
     for (name, dim), slot in graph.slots.items():
         shapes[name][dim] = len(slot.units)
-    fit(tried, {name: tuple(shape) for name, shape in shapes.items()}, graph.numbers)
+    try:
+        fit(tried, {name: tuple(shape) for name, shape in shapes.items()}, graph.numbers)
+    except Exception as error:  # a weight that is computed from tensors which do not change together
+        raise UsageError(one_line(error)) from error
     return tried, graph

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import Net, conv
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import compress.surgery.survey as module
 from compress.errors import UsageError
@@ -309,3 +311,15 @@ def test_of_many_that_break_each_is_found_where_it_breaks_and_not_by_reading_the
     assert set(graph.free) == {"0", *(f"{number}.b" for number in range(1, blocks + 1))}
     assert looks["read"] <= 4
     assert looks["ghost"] <= 3 * blocks
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Net(lambda s, x: s.b(s.a(x)), a=conv(3, C), b=weight_norm(nn.ConvTranspose2d(C, 8, 2, 2))),
+        lambda: Net(lambda s, x: s.r(x.flatten(2))[0], r=weight_norm(nn.GRU(144, C, batch_first=True), "weight_hh_l0")),
+    ],
+)
+def test_weights_that_are_computed_from_what_does_not_change_together_are_frozen_and_no_crash(make: Any) -> None:
+    graph = survey(make(), SHAPE)
+    assert all(space.frozen for space in graph.spaces.values())
