@@ -1,7 +1,11 @@
 """Counts of channels that stand in Python's numbers follow the widths, and nothing else does."""
 
+import argparse
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +189,43 @@ def test_numbers_are_whole_and_positive_and_known_by_where_they_stand() -> None:
     assert numbers(part) == {"width": 3, "sizes.0": 4, "sizes.2": 5, "pair.0": 6}
     put(part, {"sizes.2": 9, "pair.0": 8, "width": 1})
     assert (part.sizes, part.pair, part.width) == ([4, 0, 9], (8, "x"), 1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What several blocks share."""
+
+    width: int
+    kernel: int = 3
+
+
+class Configured(nn.Module):
+    """How many channels there are stands in a configuration."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        width = config["width"] if isinstance(config, dict) else config.width
+        self.a, self.b = conv(3, 2 * width), conv(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = self.config["width"] if isinstance(self.config, dict) else self.config.width
+        y = self.a(x)
+        return self.b(y[:, :width] * y[:, width:].sigmoid())
+
+
+@pytest.mark.parametrize("kind", [dict, Config, SimpleNamespace, argparse.Namespace])
+def test_numbers_of_a_configuration_are_followed_for_each_module_and_stay_for_all_others(kind: Any) -> None:
+    config = kind(width=6, kernel=3)
+
+    def make() -> nn.Module:
+        return Net(lambda s, x: s.c(s.two(s.one(x))), one=Configured(config), two=Configured(config), c=conv(3, 2))
+
+    assert set(survey(make(), SHAPE).free) == {"one.a", "one.b", "two.a", "two.b"}
+    assert_exact(make, SHAPE)
+    assert config == kind(width=6, kernel=3)
+    net = make()
+    put(net, {"one.config[width]": 4})
+    assert (numbers(net.one)["config[width]"], numbers(net.two)["config[width]"]) == (4, 6)
+    with pytest.raises(KeyError, match=r"no whole number one\.config\[depth\]"):
+        put(net, {"one.config[depth]": 4})
