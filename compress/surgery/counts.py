@@ -8,6 +8,8 @@ there follows them, if with it the copy comes further. What none explains stands
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from compress.reading.trace import Call, Trace
 from compress.surgery.numbers import numbers, owner
 
 MOST = 4  # times the channels at hand that a number may be: of queries, keys and values, and one more
+AHEAD = 24  # calls of a module that may have stopped before the first: its own check looks at what all of them make
 Counts = Mapping[str, Count]
 Run = Callable[[Counts], tuple[Sequence[Call], str | None]]  # a wider copy with these counts: its calls, and its fault
 
@@ -101,13 +104,18 @@ class Beside:
         if (at := len(calls)) >= len(self.traced.calls):
             return None
         call = self.traced.calls[at]
-        near = [(at, k, out) for k, out in enumerate(flat(call.out))]
+        ahead = [(j, self.traced.calls[j]) for j in range(at, min(at + AHEAD, len(self.traced.calls)))]
+        near = [(j, k, out) for j, of in ahead if of.module == call.module for k, out in enumerate(flat(of.out))]
         near += [(*self._maker[id(t)], t) for t in call.tensors if id(t) in self._maker]
         return Parting(at, call.module, tuple(Place(j, k, d) for j, k, out in near for d in range(out.dim())))
 
     def _says(self, out: Tensor, *, first: bool) -> bool:
-        """Whether it is known how long an output is: no weight that only moved, nor what a norm keeps for itself."""
-        return self.flow.ref(out) is None and (first or channels.held(self.flow.ids(out)))
+        """Whether it is known how long an output is: no weight that only moved, nor what a norm keeps for itself, nor
+        zeros that belong to no channel.
+        """
+        ids = self.flow.ids(out)
+        blank = out.numel() > 0 and bool((channels.small(ids) == channels.ABSENT).all())
+        return self.flow.ref(out) is None and (channels.held(ids) or (first and not blank))
 
     def _cut_short(self, call: Call, before: Sequence[Call]) -> Iterator[Place]:
         """The axes of its operand that a call takes a part of, where all of it was meant."""
@@ -143,31 +151,40 @@ class Beside:
             self._lengths[place] = {name: n // width[name] if name else n for name, n in times.items()} if exact else {}
         return self._lengths[place]
 
-    def _tries(self, parting: Parting) -> Iterator[tuple[dict[str, Count], dict[str, tuple[Place, int]]]]:
-        """Numbers that may be the counts of these places, the nearest first: all of a module, then each alone."""
+    def _tries(self, parting: Parting) -> Iterator[tuple[dict[str, Count], dict[str, tuple[Place, Fraction]]]]:
+        """Numbers that may be the counts of these places, the nearest first: all of a module, then each alone; whole
+        counts and multiples before halves and quarters.
+        """
         parts = parting.module.split(".") if parting.module else []
-        for depth in range(len(parts), -1, -1):
+        for fits_in, depth in product((self._fits, self._halves), range(len(parts), -1, -1)):
             path = ".".join(parts[:depth])
-            fitting: dict[str, tuple[Place, int]] = {}
+            fitting: dict[str, tuple[Place, Fraction]] = {}
             for name, value in numbers(self._paths[path]).items():
                 for place in parting.places:
-                    fits = self._fits(place, value)
+                    fits = fits_in(place, value)
                     if fits and (name not in fitting or fits < fitting[name][1]):
                         fitting[name] = place, fits
             whole = {_dotted(path, name): one for name, one in fitting.items()}
             for some in [whole] * (len(whole) > 1) + [{name: one} for name, one in whole.items()]:
                 yield {name: self._times(*one) for name, one in some.items()}, some
 
-    def _fits(self, place: Place, value: int) -> int:
+    def _fits(self, place: Place, value: int) -> Fraction:
         """How often the channels along an axis go into a number; 0 where they do not, or nothing there can change."""
         size = self._out(place).size(place.dim)
         often = value // size if size > 1 and value % size == 0 else 0
-        return often if often <= MOST and any(self._length(place)) else 0
+        return Fraction(often if often <= MOST and any(self._length(place)) else 0)
 
-    def _times(self, place: Place, often: int) -> Count:
-        return {name: often * times for name, times in self._length(place).items()}
+    def _halves(self, place: Place, value: int) -> Fraction:
+        """The part of the channels along an axis that a number is, such as a half of two directions; else 0."""
+        size, length = self._out(place).size(place.dim), self._length(place)
+        part = Fraction(value, size) if value and size in (2 * value, 4 * value) else Fraction(0)
+        whole = any(length) and all((part * times).denominator == 1 for times in length.values())
+        return part if whole else Fraction(0)
 
-    def _alike(self, pattern: Mapping[str, tuple[Place, int]]) -> dict[str, Count]:
+    def _times(self, place: Place, often: Fraction) -> Count:
+        return {name: int(often * times) for name, times in self._length(place).items()}
+
+    def _alike(self, pattern: Mapping[str, tuple[Place, Fraction]]) -> dict[str, Count]:
         """The same of all other modules of that class, where they do the same with a number of the same name."""
         found: dict[str, Count] = {}
         for dotted, (place, often) in pattern.items():
@@ -177,7 +194,8 @@ class Beside:
                     continue
                 there = place._replace(call=place.call + self._first(other) - self._first(path))
                 value = numbers(module).get(name, 0)
-                if self._exists(there, self.traced.calls[place.call].op) and self._fits(there, value) == often:
+                fits = self._fits if often >= 1 else self._halves
+                if self._exists(there, self.traced.calls[place.call].op) and fits(there, value) == often:
                     found[_dotted(other, name)] = self._times(there, often)
         return found
 

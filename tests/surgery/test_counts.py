@@ -4,6 +4,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 import compress.surgery.survey as module
 from compress.errors import ArtifactError
+from compress.reading.measure import measure
 from compress.surgery.numbers import numbers, put
+from compress.surgery.proof import silence
 from compress.surgery.structure import Structure
 from compress.surgery.surgeon import Surgeon
 from compress.surgery.survey import survey
@@ -229,3 +232,65 @@ def test_numbers_of_a_configuration_are_followed_for_each_module_and_stay_for_al
     assert (numbers(net.one)["config[width]"], numbers(net.two)["config[width]"]) == (4, 6)
     with pytest.raises(KeyError, match=r"no whole number one\.config\[depth\]"):
         put(net, {"one.config[depth]": 4})
+
+
+class Stateful(nn.Module):
+    """A recurrent layer, whole or step by step, that is given its first state; how long that is stands in a number."""
+
+    def __init__(self, kind: Any, *, own: bool) -> None:
+        super().__init__()
+        self.r, self.hidden, self.own = kind(10, 16), 16, own
+        self.z = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.hidden if self.own else self.r.hidden_size
+        if isinstance(self.r, nn.RNNBase):
+            zeros = x.new_zeros(1, x.shape[0], size)
+            state = (zeros, zeros) if isinstance(self.r, nn.LSTM) else zeros
+            return self.z(self.r(x.transpose(0, 1), state)[0][-1])
+        zeros = x.new_zeros(x.shape[0], size)
+        state = (zeros, zeros) if isinstance(self.r, nn.LSTMCell) else zeros
+        for step in x.unbind(1):
+            state = self.r(step, state)
+        return self.z(state[0] if isinstance(state, tuple) else state)
+
+
+class BothWays(nn.Module):
+    """The two directions are added up: the number is a half of what there is."""
+
+    def __init__(self, *, cut: bool) -> None:
+        super().__init__()
+        self.r, self.z = nn.GRU(10, 16, batch_first=True, bidirectional=True), nn.Linear(16, 5)
+        self.hidden, self.cut = 16, cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.r(x)[0]
+        if self.cut:
+            return self.z((out[..., : self.hidden] + out[..., self.hidden :])[:, -1])
+        return self.z(out.view(x.shape[0], x.shape[1], 2, self.hidden).sum(2)[:, -1])
+
+
+CELLS = (nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+STATEFUL = {f"{kind.__name__}, {'' if own else 'not '}its own": (kind, own) for kind in CELLS for own in (True, False)}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(Stateful, kind, own=own) for kind, own in STATEFUL.values()]
+    + [partial(BothWays, cut=c) for c in (True, False)],
+)
+def test_first_states_and_two_directions_follow_what_a_recurrent_layer_holds(make: Callable[[], nn.Module]) -> None:
+    net = lively(make())
+    graph, x = survey(net, (6, 10)), inputs((6, 10))
+    (name,) = graph.free
+    before = net(*x)
+    for wide in (True, False):
+        surgeon, whole = Surgeon(copy.deepcopy(net), graph), copy.deepcopy(net)
+        if wide:
+            surgeon.widen(name, 5)
+        else:
+            silence(whole, graph, name, [0, 3, 15])
+            surgeon.narrow(name, sorted(set(range(16)) - {0, 3, 15}))
+        assert gap(surgeon.model(*x), before if wide else whole(*x)) <= 1e-10
+        cost, counted = graph.price.cost(surgeon.graph.widths), measure(surgeon.model, (6, 10))
+        assert (cost.params, cost.macs, cost.thop) == (counted.params, counted.macs, counted.thop)
