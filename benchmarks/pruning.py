@@ -45,6 +45,11 @@ NETS: dict[str, dict[str, Any]] = {
 TRAIN = {"batch": 128, "lr": 0.2, "weight_decay": 1e-3, "label_smoothing": 0.1, "ema": 0.0}
 
 
+def _layer(inp: int, out: int, kernel: int, **how: int) -> list[nn.Module]:
+    """A convolution, its norm and ReLU6."""
+    return [nn.Conv2d(inp, out, kernel, bias=False, **how), nn.BatchNorm2d(out), nn.ReLU6()]
+
+
 class Inverted(nn.Module):
     """A pixel layer that widens, one filter for each channel, and a pixel layer that narrows (Sandler et al. 2018)."""
 
@@ -52,10 +57,11 @@ class Inverted(nn.Module):
         super().__init__()
         wide = 4 * inp
         self.body = nn.Sequential(
-            nn.Conv2d(inp, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
-            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
-            nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out),
-        )  # fmt: skip
+            *_layer(inp, wide, 1),
+            *_layer(wide, wide, 3, stride=stride, padding=1, groups=wide),
+            nn.Conv2d(wide, out, 1, bias=False),
+            nn.BatchNorm2d(out),
+        )
         self.plus = stride == 1 and inp == out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,12 +73,9 @@ class Inverted(nn.Module):
 def inverted() -> nn.Module:
     """A MobileNetV2 in small, for 16 pixels."""
     plan = [(24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 48, 2), (48, 48, 1)]
-    return nn.Sequential(
-        nn.Conv2d(3, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU6(),
-        *(Inverted(*row) for row in plan),
-        nn.Conv2d(48, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU6(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10),
-    )  # fmt: skip
+    blocks = [Inverted(*row) for row in plan]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
+    return nn.Sequential(*_layer(3, 24, 3, padding=1), *blocks, *_layer(48, 128, 1), *head)
 
 
 def shrunk(source: Path, folder: Path) -> Path:
