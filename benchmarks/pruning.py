@@ -38,7 +38,7 @@ NETS: dict[str, dict[str, Any]] = {
     "residual": {"factory": "compress.models:resnet_cifar", "args": {"depths": [1, 1, 1], "widths": [16, 32, 64]}},
     "VGG": {
         "factory": "compress.models:vgg",
-        "args": {"widths": [16, 32, 48, 64, 64], "pools": [1, 2, 3], "last_pool": "global", "size": 16},
+        "args": {"widths": [16, 24, 48, 48, 64], "pools": [2, 4], "last_pool": "global", "size": 16},
     },
     "inverted residual": {"factory": f"{Path(__file__).resolve()}:inverted"},
 }
