@@ -22,7 +22,7 @@ from compress.export.seal import facts
 from compress.export.translate import to_program
 from compress.export.verify import digest
 from compress.reading.graph import Graph
-from compress.reading.inputs import arguments, each
+from compress.reading.inputs import arguments, each, noise
 from compress.reading.measure import uncounted, unseen
 from compress.recipe import file as recipes
 from compress.recipe.paths import own_files
@@ -73,9 +73,8 @@ def check_output(model: nn.Module, data: Data) -> None:
     """Raise UsageError where the model does not return one tensor, of logits [N, classes or more] if there are any,
     where an image's output is not its own, or where it could not be exported later.
     """
-    trained, generator = model.training, torch.Generator().manual_seed(0)
-    two = [torch.randn(2, *one, generator=generator) for one in each(data.shape)]
-    model.eval()
+    trained = model.training
+    two = noise(model.eval(), data.shape, 2)
     try:
         out, both = model(*(x[:1] for x in two)), model(*two)
     except Exception as error:

@@ -14,6 +14,7 @@ from compress._plan import methods_of, plan
 from compress._run import develop, prepare, run
 from compress.errors import UsageError
 from compress.export.report import report_schema
+from compress.export.verify import verify
 from compress.recipe import settings
 from compress.recipe.settings import Recipe
 from compress.training import data
@@ -167,9 +168,16 @@ def test_other_numbers_beside_the_same_images_are_another_data_set() -> None:
     [
         ({"x2_test": None}, "expected x_test, x_train, y_test, y_train .* also x2_train, x2_test"),
         ({"x3_train": np.ones((600, 1))}, "expected x_test, x_train, y_test, y_train"),
-        ({"x2_train": np.ones((600, 5), int)}, r"x2_train is int64 \[600, 5\]; expected floats \[600, 5\], one row"),
-        ({"x2_train": np.ones(600)}, r"x2_train is float64 \[600\]; expected floats \[600, \.\.\.\], one row"),
-        ({"x2_test": np.ones((100, 4))}, r"x2_test is float64 \[100, 4\]; expected floats \[100, 5\]"),
+        (
+            {"x2_train": np.ones((600, 5), complex)},
+            r"x2_train is complex128 \[600, 5\]; expected floats or ids \[600, 5\]",
+        ),
+        (
+            {"x2_train": np.full((600, 5), 2**24 + 1)},
+            "holds whole numbers above 16,777,216, which float32 does not hold",
+        ),
+        ({"x2_train": np.ones(600)}, r"x2_train is float64 \[600\]; expected floats or ids \[600, \.\.\.\], one row"),
+        ({"x2_test": np.ones((100, 4))}, r"x2_test is float64 \[100, 4\]; expected floats or ids \[100, 5\]"),
         ({"x2_test": np.full((100, 5), 1e300)}, "x2_test holds numbers that are not finite in float32"),
     ],
 )
@@ -252,3 +260,47 @@ def test_series_and_volumes_go_the_whole_way(net: str, shape: tuple[int, ...], m
         assert np.abs(out - again).max() < 1e-4 * np.abs(again).max()
     if net == "Series":
         assert compress.load("out", trust=True).half * 2 == told["spaces"][0]["width"] * 2 < 12
+
+
+ASKED = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Asked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.words, self.r = nn.Embedding(40, 8), nn.Linear(8, 16)
+        self.hidden, self.head = nn.Linear(12 * 16 + 16, 24), nn.Linear(24, 2)
+    def forward(self, x, words):
+        x = F.max_pool2d(F.relu(self.b(F.relu(self.a(x)))), 2).flatten(1)
+        said = F.relu(self.r(self.words(words.long()))).mean(1)
+        return self.head(F.relu(self.hidden(torch.cat([x, said], 1))))
+"""
+
+
+def test_token_ids_beside_images_go_the_whole_way() -> None:
+    """Whether the image is bright on the side that a sentence of six words names: one word, among others, says left."""
+    Path("asked.py").write_text(ASKED)
+    draw, arrays = np.random.default_rng(0), dict[str, Any]()
+    for split, n in (("train", 600), ("test", 100)):
+        x, words = draw.integers(0, 90, (n, 8, 8)), draw.integers(2, 40, (n, 6))
+        left, said = draw.integers(0, 2, n), draw.integers(0, 2, n)
+        words[np.arange(n), draw.integers(0, 6, n)] = said
+        for image, side in zip(x, left, strict=True):
+            image[:, 4 * side : 4 * side + 4] += 150
+        arrays |= {f"x_{split}": x.astype(np.uint8), f"x2_{split}": words, f"y_{split}": (left == said).astype(int)}
+    np.savez("asked.npz", **arrays)
+    said = recipe(model={"factory": "./asked.py:Asked"}, data={"source": "npz", "path": "asked.npz"}, budget="60%",
+                  method={"name": "l1", "tune": {"epochs": 30}})  # fmt: skip
+    told = run(said, out="out").report.plain()
+    assert told["verdict"]["code"] == 0
+    assert {row["name"] for row in told["spaces"] if row["frozen"] is None} >= {"a", "b", "r", "hidden"}
+    assert all(entry["top1_equal"] for entry in told["parity"].values())
+    assert verify("out", "60%").code == 0
+    net = compress.load("out", trust=True)
+    images = torch.from_numpy(arrays["x_test"][:, None]).float() / 255
+    mean, std = (told["preprocessing"][key][0] for key in ("mean", "std"))
+    out = net((images - mean) / std, torch.from_numpy(arrays["x2_test"])).argmax(1).numpy()
+    assert (out == arrays["y_test"]).mean() == told["accuracy"]["test"] > 0.8

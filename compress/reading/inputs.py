@@ -36,3 +36,17 @@ def blanks(model: nn.Module, shape: Shape, batch: int = 1) -> tuple[Tensor, ...]
     """Inputs [batch, *shape] without numbers, of the model's own floating type."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return tuple(torch.empty(batch, *one, device="meta", dtype=dtype) for one in each(shape))
+
+
+@torch.no_grad()
+def noise(model: nn.Module, shape: Shape, batch: int) -> tuple[Tensor, ...]:
+    """Random inputs [batch, *shape] on the CPU, the same each time; none below zero where some are taken for ids."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = tuple(torch.randn(batch, *one, generator=generator) for one in each(shape))
+    try:
+        model(*drawn)
+    except IndexError:
+        return tuple(x.abs() for x in drawn)
+    except Exception:  # told where they are used
+        return drawn
+    return drawn

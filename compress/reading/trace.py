@@ -105,8 +105,7 @@ CURES = {  # by what torch says
     "list of 3d tensors": _BACKBONE,
     "expected device meta": "forward() reads a tensor or a layer that is not among the model's own, as a lambda or a "
     "function in the place of a method does, which holds on to the model that it was made for; make it a method",
-    "scalar types: Long, Int": "an input of whole numbers, as token ids are, is not taken yet: give what an embedding "
-    "makes of them as floats",
+    "scalar types: Long, Int": "token ids come as floats, which hold them exactly: write x.long() in forward()",
 }
 
 

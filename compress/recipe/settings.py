@@ -118,7 +118,7 @@ class Data(Keys):
     source: Literal["digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100", "folder", "npz"] = "digits"
     """Data set; 'digits' ships with the package, so that a first run needs no download. An npz holds x_train, y_train,
     x_test, y_test and, if you like, x_val, y_val: images uint8 [N, H, W, C], or floats [N, C, ...] as of series and
-    volumes; of a model with several inputs also x2_train, x2_test and so on."""
+    volumes; of a model with several inputs also x2_train, x2_test and so on: floats, or ids, which come as floats."""
     path: str | None = None
     """File (npz) or folder (others), relative to the recipe; null: its usual place, which npz and folder lack."""
     download: bool = False

@@ -21,7 +21,7 @@ from compress.budget.limits import Cost
 from compress.errors import ArtifactError
 from compress.reading.ghost import flat
 from compress.reading.graph import Graph
-from compress.reading.inputs import Batch, Shape, arguments, each, plainly
+from compress.reading.inputs import Batch, Shape, arguments, each, noise, plainly
 from compress.reading.measure import measure
 from compress.surgery.plain import plain
 from compress.surgery.structure import Structure
@@ -132,7 +132,7 @@ def _speaking(model: nn.Module, graph: Graph) -> set[int]:
             inputs = [x * (torch.rand(x.shape, generator=generator) - 0.5).sign() for x in inputs]
         try:
             probe(*inputs)
-        except RuntimeError:
+        except (RuntimeError, IndexError):  # such as ids below zero
             return {unit for slot in graph.slots.values() for unit in slot.units.tolist()}
     for (name, _), slot in graph.slots.items():
         if slot.role == "in" and name not in heard:  # read by no module's own call
@@ -162,11 +162,10 @@ def compare(
 
     Raises ArtifactError where something is not, or where, with `top1`, an image changes its class.
     """
-    generator = torch.Generator().manual_seed(0)
-    noise = tuple(torch.randn(8, *one, generator=generator) for one in each(shape))
+    drawn = noise(masked, shape, 8)
     try:
         exact = _outputs(
-            [copy.deepcopy(m).double().eval() for m in (masked, compact)], tuple(x.double() for x in noise)
+            [copy.deepcopy(m).double().eval() for m in (masked, compact)], tuple(x.double() for x in drawn)
         )
     except RuntimeError:  # forward() insists on its own number format; what else is wrong shows below
         exact = []
@@ -177,11 +176,11 @@ def compare(
                 f"(at most {DOUBLE})"
             )
     drift = 0.0
-    for batch in [noise, *images]:
+    for batch in [drawn, *images]:
         for a, b in _outputs([masked, compact], batch):
             if not _gap(a, b) <= SINGLE * max(1.0, float(a.abs().max())):
                 raise ArtifactError(f"cutting the masked channels changed the outputs by {_gap(a, b):.1e} in float32")
-            if top1 and batch is not noise and a.dim() > 1 and not torch.equal(a.argmax(1), b.argmax(1)):
+            if top1 and batch is not drawn and a.dim() > 1 and not torch.equal(a.argmax(1), b.argmax(1)):
                 raise ArtifactError("cutting the masked channels changed the class of an image")
             drift = max(drift, _gap(a, b))
     return drift

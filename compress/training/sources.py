@@ -20,6 +20,7 @@ from torch import Tensor
 from compress.errors import UsageError
 from compress.packages import demand
 
+EXACT = 2**24  # up to which float32 holds every whole number
 MOST_AXES = 6  # of an array of floats [N, C, ...]
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TORCHVISION: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class, arguments of its train and test part
@@ -208,7 +209,8 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
     Images are uint8 [N, H, W, C] or [N, H, W], other arrays floats [N, C, ...], as series [N, C, L] and volumes
     [N, C, D, H, W] are; labels integers [N] from 0 to classes - 1. Floats [N, ...], or integers
     of more dimensions (a class for each pixel, say), are targets of a task that the recipe states: no classes then.
-    A model of several inputs finds the others in x2_train, x2_test, x3_train, ...: floats [N, ...], used as they are.
+    A model of several inputs finds the others in x2_train, x2_test, x3_train, ...: floats [N, ...], used as they are,
+    or whole numbers, as token ids are, which come as floats: forward() writes x.long().
     """
     try:
         with path.open("rb") as opened:  # opened here, as numpy leaves a broken file open
@@ -312,12 +314,14 @@ def _numbers(where: str, split: str, x: NDArray[Any]) -> Tensor:
 
 
 def _further(where: str, name: str, x: NDArray[Any], shape: tuple[int, ...]) -> Tensor:
-    """A further input as float32 [N, ...], one row of `shape` for each image."""
-    if x.dtype.kind != "f" or x.ndim < 2 or x.shape != shape or x.size == 0:
+    """A further input as float32 [N, ...], one row of `shape` for each image; ids are whole numbers, held exactly."""
+    if x.dtype.kind not in "fiu" or x.ndim < 2 or x.shape != shape or x.size == 0:
         want = list(shape) if len(shape) > 1 else f"[{shape[0]}, ...]"
         raise UsageError(
-            f"{where}: {name} is {x.dtype} {list(x.shape)}; expected floats {want}, one row for each image."
+            f"{where}: {name} is {x.dtype} {list(x.shape)}; expected floats or ids {want}, one row for each image."
         )
+    if x.dtype.kind in "iu" and (int(x.max()) > EXACT or int(x.min()) < -EXACT):
+        raise UsageError(f"{where}: {name} holds whole numbers above {EXACT:,}, which float32 does not hold exactly.")
     return _float32(where, name, x)
 
 

@@ -365,7 +365,10 @@ def test_parametrized_weights_are_frozen_and_still_counted() -> None:
         (lambda s, y: y.view(7, -1), "cannot be traced with an input of shape"),
         (lambda s, y: y.flatten()[y.flatten().nonzero()[:9]], "a factory that returns what comes before them"),
         (lambda s, y: ELSEWHERE(y), "a tensor or a layer that is not among the model's own"),
-        (lambda s, y: fn.embedding(y[0, 0], torch.zeros(9, C)), "whole numbers, as token ids are, is not taken yet"),
+        (
+            lambda s, y: fn.embedding(y[0, 0], torch.zeros(9, C)),
+            r"token ids come as floats, .*: write x\.long\(\) in forward",
+        ),
     ],
 )
 def test_what_cannot_be_run_without_numbers_is_refused(forward: Callable[[Net, Tensor], Tensor], why: str) -> None:
