@@ -40,6 +40,17 @@ class Net(nn.Module):
     def forward(self, x):
         return self.head(self.body(torch.relu(self.norm(self.stem(x)))).mean((2, 3)))
 
+class Halves(nn.Module):
+    # how many channels a half has stands in a number, which follows them
+    def __init__(self):
+        super().__init__()
+        self.half = 8
+        self.stem, self.body, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 20, 3), nn.Linear(20, 10)
+
+    def forward(self, x):
+        one, other = self.stem(x).split([self.half, self.half], 1)
+        return self.head(torch.relu(self.body(torch.cat([other, one.relu()], 1))).mean((2, 3)))
+
 def still():
     net = Net()
     return net.requires_grad_(False)
@@ -165,8 +176,9 @@ def test_aligned_widths_are_multiples_or_the_full_ones(shop: Path) -> None:
     assert all(width % 8 == 0 for width in lab.widths.values())
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(shop: Path) -> None:
-    said = recipe(method={"rounds": 2, "round": "3 steps", "tune": {"epochs": 1}}, checkpoint="2 steps")
+@pytest.mark.parametrize("model", [{}, {"factory": "./net.py:Halves", "weights": None}])
+def test_an_interrupted_run_goes_on_to_the_same_weights(shop: Path, model: dict[str, Any]) -> None:
+    said = recipe(model=model, method={"rounds": 2, "round": "3 steps", "tune": {"epochs": 1}}, checkpoint="2 steps")
     whole, _ = prepare(said, "cpu")
     develop(whole, methods_of(said), shop)
 
@@ -185,6 +197,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(shop: Path) -> None:
     again, _ = prepare(said, "cpu")
     assert develop(again, methods_of(said), work)
     assert again.history == whole.history
+    assert not model or again.model.half * 2 == again.widths["stem"] * 2 < 16
     mine, theirs = again.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
