@@ -39,7 +39,10 @@ def check_folder(path: Path, asked: Asked, shapes: Shapes, uncounted: Collection
     report = Report.of_file(path / REPORT, content)
     data = (path / MODEL).read_bytes()
     topics = onnx_file.metadata(onnx.load_model_from_string(data))
-    if lies := [*_lies(path, content, report, topics, len(data)), *_file_lies(path, report, topics, data)]:
+    lies = [*_lies(path, content, report, topics, len(data)), *_file_lies(path, report, topics, data)]
+    if report.uncounted and report.uncounted != (there := check_onnx(path / MODEL, asked, shapes, None).uncounted):
+        lies.append(f"operators that it counts as nothing are {', '.join(there) or 'none'} in model.onnx")
+    if lies:
         raise ArtifactError(f"{path / REPORT}: does not agree with the files beside it: {'; '.join(lies)}.")
     lines = [*verdict.lines, *_beside(path)]
     if report.accuracy.missed:

@@ -206,7 +206,7 @@ class Report(Origin):
     resumed_from: StrictWhole | None  # the optimizer step that an interrupted run went on from
     seconds: StrictNotNegative
     notes: Listed[Text]
-    uncounted: Listed[Text] = ()  # operators of model.onnx whose cost is not known and counts as nothing
+    uncounted: Listed[Text]  # operators of model.onnx whose cost is not known and counts as nothing
     files: Annotated[dict[FileName, Digest], WithJsonSchema(_DIGESTS)]  # the SHA-256 of every other file of the folder
     digest: Digest  # the SHA-256 of all of the above as JSON with sorted keys, without spaces, in ASCII
 

@@ -55,6 +55,7 @@ def build(budget: Any = "43MFLOPs", measured: Any = None, **changes: Any) -> Rep
         "resumed_from": None,
         "seconds": 812.5,
         "notes": ["attention: thop counts 0"],
+        "uncounted": (),
         **UNWRITTEN,
     }
     return Report.of(parts | changes)

@@ -114,6 +114,7 @@ WRONG: dict[str, list[Any]] = {
     "schema_version": [1, "2", None],
     "verdict/code": [2, -1, "0", None],
     "verdict/text": [1, None],
+    "uncounted": ["Det", [1], None],
     "code": [[], {"./slim.py:Slimming": "short"}, {"./slim.py:Slimming": None}],
     "budget": [[], {}, None],
     "budget/0/unit": ["ns@onnxruntime-cpu/1", "FLOPS", "GB", 5],

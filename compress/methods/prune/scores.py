@@ -17,7 +17,7 @@ random    numbers drawn from the run's seed: the control.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,6 @@ from torch import Tensor
 
 from compress.methods.protocol import Lab
 from compress.methods.prune.settings import Hessian, Prune, Taylor
-from compress.reading.graph import Space
-from compress.reading.ids import Axis
 from compress.surgery.ranking import Ranks, importance, per_channel
 from compress.training.seeds import seed_of
 from compress.training.task import classification
@@ -44,7 +42,9 @@ def group(lab: Lab, keys: Prune) -> Ranks:
     for name in lab.graph.free:
         space = lab.graph.spaces[name]
         total = np.zeros(space.width)
-        for axis in _weights(space, tensors):
+        for axis in (*space.producers, *space.consumers):
+            if axis[0] not in tensors or tensors[axis[0]].dim() < 2:  # of norms, and what is no parameter
+                continue
             norms = np.sqrt(per_channel(lab.graph, name, axis, tensors[axis[0]].detach().double() ** 2))
             total += norms / (norms.mean() or 1.0)
         ranks[name] = total
@@ -103,13 +103,6 @@ def random(lab: Lab, keys: Prune) -> Ranks:
 SCORES: Mapping[str, Callable[[Lab, Prune], Ranks]] = {
     score.__name__: score for score in (l1, group, taylor, hessian, random)
 }
-
-
-def _weights(space: Space, tensors: Mapping[str, Tensor]) -> Iterator[Axis]:
-    """The axes of matrices and kernels on which the channels of a space stand: not of what belongs to a norm."""
-    for axis in (*space.producers, *space.consumers):
-        if axis[0] in tensors and tensors[axis[0]].dim() > 1:
-            yield axis
 
 
 def _gradients(lab: Lab, batches: int, look: Callable[[], None]) -> None:
