@@ -88,6 +88,7 @@ def drawable(history: list[dict[str, Any]], **changes: Any) -> Report:
         "resumed_from": None,
         "seconds": 1.0,
         "notes": [],
+        "uncounted": [],
         **UNWRITTEN,
     }
     return Report.of(parts | changes)
