@@ -57,9 +57,8 @@ def view(flow: Channels, call: Call) -> Tensor:
     for parts in cut(call.args[0].shape, call.out.shape):
         if among := axes_of(viewed).intersection(parts):
             guess = parts[0] if call.args[0].dim() == 2 else parts[-1]
-            follows = flow.follows(
-                parts, min(among) if len(among) == 1 else guess
-            )  # one alone: patches of each channel
+            guess = min(among) if len(among) == 1 else guess  # as where each channel has patches
+            follows = flow.follows(parts, guess)
             for dim in among - {follows}:
                 tie_equals(flow, viewed.unbind(dim))
                 viewed = viewed.narrow(dim, 0, 1).expand(call.out.shape)

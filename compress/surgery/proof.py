@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 
 import numpy as np
@@ -137,6 +137,7 @@ def _input(shape: Sequence[int], kind: str, dtype: torch.dtype, number: int) -> 
     return x.abs() + 0.1 if kind == POSITIVE else x
 
 
+@cache  # asked for each trial anew
 def halves(width: int, seed: int) -> list[list[int]]:
     """Two halves of so many channels to keep, so that few of any that are treated apart are as before by accident.
 

@@ -51,16 +51,12 @@ class Pruning(Method[State]):
 
     def init(self, lab: Lab) -> State:
         """Narrow the network for the first time; one that keeps its budget already is left as it is, to the bit."""
-        graph = lab.graph
-        if lab.budget.holds(graph.price.cost(graph.widths)):
-            state = State(why="the network keeps the budget as it is; nothing was changed")
-        else:
-            state = State(cut=1)
-            self.ready(lab, state)  # for scores that look at batches
-            self._narrow(lab, state)
-        self.ready(lab, state)
-        lab.note("narrowed" if state.cut else "kept", widths=lab.widths, val=lab.score().accuracy)
-        self._recalibrate(lab, state)
+        self.ready(lab, State())  # before the first cut, for scores that look at gradients
+        if lab.budget.holds(lab.graph.price.cost(lab.graph.widths)):
+            lab.note("kept", widths=lab.widths, val=lab.score().accuracy)
+            return State(why="the network keeps the budget as it is; nothing was changed")
+        state = State(cut=1)
+        self._narrow(lab, state)
         return self._ended(lab, state)
 
     def step(self, lab: Lab, state: State) -> State:
@@ -74,8 +70,6 @@ class Pruning(Method[State]):
         if state.at >= total:
             state = State(cut=state.cut + 1)
             self._narrow(lab, state)
-            lab.note("narrowed", widths=lab.widths, val=lab.score().accuracy)
-            self._recalibrate(lab, state)
         return self._ended(lab, state)
 
     def done(self, lab: Lab, state: State) -> str | None:
@@ -97,16 +91,14 @@ class Pruning(Method[State]):
         return state
 
     def _narrow(self, lab: Lab, state: State) -> None:
-        """Cut to this round's share of the way from the present widths to the budget's."""
+        """Cut to this round's share of the way from the present widths to the budget's, and recalibrate."""
         graph, left = lab.graph, self.settings.rounds - state.cut + 1
         goal = land(
             graph.price, self._least(graph), graph.widths, lab.budget, align=self.around.align, ceiling=graph.widths
         )
         some = {name: width - (width - goal[name]) // left for name, width in graph.widths.items()}
         lab.narrow(largest(SCORES[self.settings.name](lab, self.settings), graph, some))
-
-    def _recalibrate(self, lab: Lab, state: State) -> None:
-        """After a cut."""
-        if state.cut and self.settings.recalibrate and any(isinstance(m, _BatchNorm) for m in lab.model.modules()):
+        lab.note("narrowed", widths=lab.widths, val=lab.score().accuracy)
+        if self.settings.recalibrate and any(isinstance(m, _BatchNorm) for m in lab.model.modules()):
             lab.recalibrate(self.settings.recalibrate)
             lab.note("recalibrated", val=lab.score().accuracy)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.methods.protocol import Lab
-from compress.methods.prune.settings import Hessian, Prune, Taylor
+from compress.methods.prune.settings import ByGradients, Prune
 from compress.surgery.ranking import Ranks, importance, per_channel
 from compress.training.seeds import seed_of
 from compress.training.task import classification
@@ -53,7 +53,7 @@ def group(lab: Lab, keys: Prune) -> Ranks:
 
 def taylor(lab: Lab, keys: Prune) -> Ranks:
     """The squared derivative of the loss by a factor on the channel, as it is where all that reads it takes part."""
-    assert isinstance(keys, Taylor)
+    assert isinstance(keys, ByGradients)
     graph, tensors = lab.graph, dict(lab.model.named_parameters())
     ranks = {name: np.zeros(graph.spaces[name].width) for name in graph.free}
 
@@ -72,7 +72,7 @@ def taylor(lab: Lab, keys: Prune) -> Ranks:
 
 def hessian(lab: Lab, keys: Prune) -> Ranks:
     """Half of the squared weights of a channel's filters and columns, times their mean squared gradients."""
-    assert isinstance(keys, Hessian)
+    assert isinstance(keys, ByGradients)
     tensors = dict(lab.model.named_parameters())
     curvature: dict[str, Tensor] = {}
 

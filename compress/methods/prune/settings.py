@@ -47,19 +47,22 @@ class Random(Prune):
     """The method."""
 
 
-class Taylor(Prune):
+class ByGradients(Prune):
+    """What scores have that look at the loss."""
+
+    batches: Count = 32
+    """Training batches whose gradients are looked at before each cut; they are in the train-cost."""
+
+
+class Taylor(ByGradients):
     """The same by how much the loss would change, to first order, without a channel (Molchanov et al. 2019)."""
 
     name: Literal["taylor"] = "taylor"
     """The method."""
-    batches: Count = 32
-    """Training batches whose gradients are looked at before each cut; they are in the train-cost."""
 
 
-class Hessian(Prune):
+class Hessian(ByGradients):
     """The same by how much it would to second order, with squared gradients for curvature (LeCun et al. 1990)."""
 
     name: Literal["hessian"] = "hessian"
     """The method."""
-    batches: Count = 32
-    """Training batches whose gradients are looked at before each cut; they are in the train-cost."""
