@@ -101,7 +101,7 @@ def _filled(recipe: Recipe, tensors: Mapping[str, Tensor], data: Data, listen: L
     listen(Doing(f"reading {factory} with an input of {json.dumps(shape)}"))
     full, base = survey(model, shape), measure(model, shape, lenient=True)
     budget = recipe.limits(base)
-    refuse_uncounted(recipe, model, shape, budget)
+    refuse_uncounted(recipe, full, budget)
     (wanted, *_) = trace(model, shape).outputs
     fill(model, tensors)
     (made, *_) = trace(model, shape).outputs

@@ -21,7 +21,7 @@ from compress.methods.protocol import Around, Method
 from compress.reading.count import refuse_unknown
 from compress.reading.graph import Graph
 from compress.reading.inputs import Shape
-from compress.reading.measure import measure, uncounted
+from compress.reading.measure import measure
 from compress.recipe.file import read
 from compress.recipe.settings import Recipe
 from compress.surgery.plain import unnormed
@@ -151,7 +151,7 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     hold = held(recipe, model)
     graph, base = survey(model, shape, hold), measure(model, shape, lenient=True)
     budget = recipe.limits(base)
-    refuse_uncounted(recipe, model, shape, budget)
+    refuse_uncounted(recipe, graph, budget)
     full = Surgeon(model, graph, hold=hold)
     first, least = full.sketch(), full.sketch()
     methods[0].first(first)
@@ -170,12 +170,12 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     return Plan(recipe, graph, base, first.graph, budget, tuple(steps), depths)
 
 
-def refuse_uncounted(recipe: Recipe, model: nn.Module, shape: Shape, budget: Budget) -> None:
+def refuse_uncounted(recipe: Recipe, graph: Graph, budget: Budget) -> None:
     """Limits that say nothing about an operator of unknown cost hold beside it; others where the recipe permits it.
 
     Raises UsageError where neither is so, and for a permission that nothing needs.
     """
-    unknown, said = uncounted(model, shape), recipe.model.uncounted
+    unknown, said = graph.uncounted, recipe.model.uncounted
     if needless := [name for name in said if name not in unknown]:
         known = f"those are {', '.join(unknown)}" if unknown else "there are none"
         raise UsageError(f"model.uncounted: {needless[0]} is no operator of unknown cost of the model; {known}")

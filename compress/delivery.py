@@ -23,7 +23,7 @@ from compress.export.translate import to_program
 from compress.export.verify import digest
 from compress.reading.graph import Graph
 from compress.reading.inputs import arguments, each, noise
-from compress.reading.measure import uncounted, unseen
+from compress.reading.measure import unseen
 from compress.recipe import file as recipes
 from compress.recipe.paths import own_files
 from compress.recipe.settings import Recipe
@@ -151,7 +151,7 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
     )
     left_out = [
         f"{name} (in {where or 'forward()'}) has no rule and counts as nothing: MACs and FLOPs leave it out"
-        for name, where in uncounted(compact.model, data.shape).items()
+        for name, where in story.full.uncounted.items()
     ]
     others = unseen(compact.model, data.shape)
     notes = [*story.notes, *left_out, *removed, *story.full.notes, *others, *written.notes]

@@ -23,7 +23,7 @@ from torch import nn
 
 from compress.budget.price import Ints, Price
 from compress.errors import UsageError
-from compress.reading.count import Tally
+from compress.reading.count import Tally, unknown_to
 from compress.reading.flow import Cut, Flow
 from compress.reading.ids import Axis
 from compress.reading.inputs import Shape, plainly
@@ -81,6 +81,7 @@ class Graph:
     free_params: int  # as read: parameters that removing channels of free spaces would delete
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # convolution weight -> its kernel, in pixels
     notes: tuple[str, ...] = ()  # operators that no rule knows
+    uncounted: Mapping[str, str] = field(default_factory=dict)  # operators of unknown cost -> a module where one runs
     parted: Mapping[str, str] = field(default_factory=dict)  # spaces of which an operator takes a part -> where it runs
     cuts: tuple[Cut, ...] = ()  # views that cut an axis of channels in several
     counts: Mapping[str, Count] = field(default_factory=dict)  # numbers that modules hold: "block.width" -> of what
@@ -200,7 +201,16 @@ def read(
     parted = {free[unit]: where for unit, where in flow.parted.items() if unit in free}
     params, kernels = _free_params(traced, units, free), _kernels(traced)
     return Graph(
-        plainly(shape), slots, spaces, price, params, kernels, tuple(flow.notes), parted=parted, cuts=tuple(flow.cuts)
+        plainly(shape),
+        slots,
+        spaces,
+        price,
+        params,
+        kernels,
+        tuple(flow.notes),
+        unknown_to(traced),
+        parted=parted,
+        cuts=tuple(flow.cuts),
     )
 
 

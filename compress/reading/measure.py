@@ -34,11 +34,6 @@ class _Referees:
     layers: dict[str, int]  # thop's operations of each module that it has a rule for
 
 
-def uncounted(model: nn.Module, shape: Shape) -> dict[str, str]:
-    """The operators whose cost is not known, with a module in which each runs; they count as nothing."""
-    return unknown_to(trace(model, shape))
-
-
 def measure(model: nn.Module, shape: Shape, *, lenient: bool = False) -> Cost:
     """The cost of a model for one input of this shape (without the batch; or of several), by all counters.
 
@@ -117,4 +112,4 @@ def _flatten(entry: tuple[float, float, dict[str, Any]], path: str) -> list[tupl
     return own + [row for name, inner in entry[2].items() for row in _flatten(inner, f"{path}.{name}".strip("."))]
 
 
-__all__ = ["measure", "uncounted", "unseen"]
+__all__ = ["measure", "unseen"]

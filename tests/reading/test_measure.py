@@ -18,7 +18,7 @@ from compress.budget.limits import Cost
 from compress.errors import ArtifactError, UsageError
 from compress.reading.count import SEAL_BYTES, Tally
 from compress.reading.graph import read
-from compress.reading.measure import measure, uncounted, unseen
+from compress.reading.measure import measure, unseen
 from compress.reading.trace import trace
 
 SHAPE = (3, 16, 16)
@@ -180,8 +180,8 @@ def test_operators_that_cannot_be_counted_are_refused_by_name(make: Callable[[],
 
 def test_an_operator_without_a_rule_counts_as_nothing_where_that_is_asked_for() -> None:
     net = Net(lambda s, x: s.a(x).cummax(2).values, a=nn.Conv2d(3, 4, 3))
-    assert uncounted(net, SHAPE) == {"aten.cummax": ""}
-    assert uncounted(net.a, SHAPE) == {}
+    assert read(net, SHAPE).uncounted == {"aten.cummax": ""}
+    assert read(net.a, SHAPE).uncounted == {}
     assert measure(net, SHAPE, lenient=True).macs == measure(net.a, SHAPE).macs == 14 * 14 * 4 * 27
 
 
