@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 from accuracy_table import page
-from evidence import machine
+from evidence import claimed, machine, rows_in
 
 from compress._plan import methods_of
 from compress._run import develop, prepare
@@ -195,7 +194,7 @@ def measured(arm: str, data: Path, seed: int, budget: str) -> dict[str, Any]:
 
 
 def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    return rows_in(ROWS)
 
 
 def missing(arms: list[str], seeds: list[int], budget: str) -> Iterator[tuple[str, int]]:
@@ -205,15 +204,9 @@ def missing(arms: list[str], seeds: list[int], budget: str) -> Iterator[tuple[st
             known = {(row["arm"], row["seed"], row["budget"]) for row in rows()}
             if (arm, seed, budget) in known or arm not in arms_of(budget):
                 continue
-            claim = Path(tempfile.gettempdir()) / f"accuracy {arm} {seed} {budget}.claim"
-            try:
-                os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                continue
-            try:
-                yield arm, seed
-            finally:
-                claim.unlink()
+            with claimed(f"accuracy {arm} {seed} {budget}") as ours:
+                if ours:
+                    yield arm, seed
 
 
 def written(seeds: list[int]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence import command, machine
+from evidence import claimed, command, machine, rows_in
 from torch import Tensor, nn
 
 from compress._plan import methods_of
@@ -163,7 +163,7 @@ def measured(cell: tuple[str, str, str, int, int], data: Path, folder: Path) -> 
 
 
 def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    return rows_in(ROWS)
 
 
 def cells(
@@ -182,17 +182,11 @@ def missing(wanted: Iterator[tuple[str, str, str, int, int]]) -> Iterator[tuple[
     """The rows that are not there; what another process is at work on is passed by."""
     for cell in wanted:
         known = {(row["net"], row["share"], row["score"], row["epochs"], row["seed"]) for row in rows()}
-        claim = Path(tempfile.gettempdir()) / f"pruning {' '.join(map(str, cell))}.claim"
         if cell in known:
             continue
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            continue
-        try:
-            yield cell
-        finally:
-            claim.unlink()
+        with claimed(f"pruning {' '.join(map(str, cell))}") as ours:
+            if ours:
+                yield cell
 
 
 def page() -> str:
