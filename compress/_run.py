@@ -148,7 +148,7 @@ def develop(bench: Bench, methods: Sequence[Method[Any]], work: Path) -> int | N
         if methods[0].keeps_weights:
             if bench.recipe.model.weights is None:  # else what `prepare` had set is among them
                 bench.prepare()
-            bench.note("start", val=bench.score().accuracy, widths=bench.widths)
+            bench.scored("start", widths=bench.widths)
         state = methods[0].init(bench)
     else:
         state, resumed = _go_on(bench, methods, saved)

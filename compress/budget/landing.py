@@ -45,11 +45,11 @@ def land(
     full, top = price, price.vector(goal)
     price = _straining(price, np.maximum(np.floor(cap * top).astype(np.int64), top + 2) + align, budget)
     scaled, lower, caps = reach(price, start, goal, budget, align=align, cap=cap, ceiling=ceiling)
-    ceilings = _ceilings(budget, price)
+    ceilings = ceilings_of(budget, price)
     growing = np.where(top > price.vector(start), caps, scaled)
     w = _along(scaled, growing, align, _within(price, ceilings))
-    w = _fill(_Search(price, w, lower, growing, ceilings, align))
-    w = _fill(_Search(price, w, w, caps, ceilings, align))
+    w = _fill(Search(price, w, lower, growing, ceilings, align))
+    w = _fill(Search(price, w, w, caps, ceilings, align))
     landed = dict(zip(price.spaces, w.tolist(), strict=True))
     assert budget.holds(full.cost(landed)), "the columns above disagree with the budget"
     return landed
@@ -69,7 +69,7 @@ def reach(
 
     Raises Infeasible when `start` is over a limit.
     """
-    low, top, fits = price.vector(start), price.vector(goal), _within(price, _ceilings(budget, price))
+    low, top, fits = price.vector(start), price.vector(goal), _within(price, ceilings_of(budget, price))
     if align < 1 or (top < low).any():
         raise CompressError(f"landing: align={align} must be >= 1, and no goal under its start: {start} -> {goal}.")
     if not fits(low):
@@ -94,7 +94,7 @@ def _straining(price: Price, most: Ints, budget: Budget) -> Price:
     return price.reaching(min(memory, default=CEILING), most)
 
 
-def _ceilings(budget: Budget, price: Price) -> Ints:
+def ceilings_of(budget: Budget, price: Price) -> Ints:
     """The most each column of a price [C] may be; CEILING where nothing limits it."""
     ceilings = np.full(4 + len(price.peaks), CEILING, np.int64)
     for limit in budget.hard:
@@ -126,7 +126,7 @@ def _along(low: Ints, top: Ints, align: int, fits: Callable[[Ints], bool]) -> In
     return at(inside)
 
 
-class _Search:
+class Search:
     """A point w [S] between `low` and `caps` that fits, and exact integers for what every move from there costs."""
 
     def __init__(self, price: Price, w: Ints, low: Ints, caps: Ints, ceilings: Ints, align: int) -> None:
@@ -148,7 +148,7 @@ class _Search:
         self.w = self.w + channels * np.eye(1, len(self.w), space, np.int64)[0]
 
 
-def _fill(search: _Search) -> Ints:
+def _fill(search: Search) -> Ints:
     """Hand out units and replace them in turn until neither gets closer to the limits."""
     _hand_out(search)
     for _ in range(REPLACEMENTS):
@@ -158,7 +158,7 @@ def _fill(search: _Search) -> Ints:
     return search.w
 
 
-def _hand_out(search: _Search) -> None:
+def _hand_out(search: Search) -> None:
     """Add the unit with the largest share of a limit, one per space and turn, until none fits."""
     served = np.zeros(len(search.w), bool)
     while True:
@@ -173,7 +173,7 @@ def _hand_out(search: _Search) -> None:
         served[space] = True
 
 
-def _replace(search: _Search) -> bool:
+def _replace(search: Search) -> bool:
     """Give one space a unit and take as few as make room from another: the best pair, if that gets closer."""
     up, price, allowed = search.wider()
     unit = np.minimum(search.align, search.w - search.low)

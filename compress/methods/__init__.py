@@ -23,10 +23,16 @@ METHODS = {
     "hessian": Entry("prune.settings:Hessian", "prune.method:Pruning"),
     "l1": Entry("prune.settings:L1", "prune.method:Pruning"),
     "lwp": Entry("lwp.settings:Lwp", "lwp.method:LWP"),
+    "provable": Entry("prune.settings:Provable", "prune.method:Pruning"),
     "random": Entry("prune.settings:Random", "prune.method:Pruning"),
+    "reconstruct": Entry("prune.settings:Reconstruct", "prune.method:Pruning"),
     "refit": Entry("refit.settings:Refit", "refit.method:Refitting"),
     "scratch": Entry("scratch.settings:Scratch", "scratch.method:FromScratch"),
+    "slimming": Entry("prune.settings:Slimming", "prune.method:Pruning"),
+    "soft": Entry("prune.settings:Soft", "prune.method:Pruning"),
     "taylor": Entry("prune.settings:Taylor", "prune.method:Pruning"),
+    "thinet": Entry("prune.settings:Thinet", "prune.method:Pruning"),
+    "uniform": Entry("scratch.settings:Uniform", "scratch.method:Evenly"),
 }
 
 

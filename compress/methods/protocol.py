@@ -146,6 +146,10 @@ class Lab(Protocol):
         """Accuracy and loss on the validation images."""
         ...
 
+    def trial(self, keep: Mapping[str, Sequence[int]]) -> Score:
+        """What a copy that keeps only these channels of spaces does on some validation images, recalibrated."""
+        ...
+
     def recalibrate(self, batches: int) -> None:
         """Estimate the batch norms' statistics anew, on this many training batches."""
         ...
@@ -172,6 +176,10 @@ class Lab(Protocol):
 
     def note(self, event: str, **numbers: Any) -> None:
         """Write a line of history."""
+        ...
+
+    def scored(self, event: str, **numbers: Any) -> None:
+        """Write one with the accuracies on validation and test images, which methods do not get to see."""
         ...
 
 

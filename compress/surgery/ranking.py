@@ -41,7 +41,7 @@ def importance(model: nn.Module, graph: Graph) -> dict[str, NDArray[np.float64]]
 def per_channel(graph: Graph, name: str, axis: Axis, values: Tensor) -> NDArray[np.float64]:
     """What a tensor sums up to for each channel [width] of a space that stands on one of its axes."""
     space, (of, dim) = graph.spaces[name], axis
-    rows = values.sum([d for d in range(values.dim()) if d != dim]).cpu().numpy()
+    rows = values.movedim(dim, 0).reshape(values.shape[dim], -1).sum(1).cpu().numpy()
     units = graph.slots[of, dim].units
     mine = np.isin(units, space.units)
     position = {unit: number for number, unit in enumerate(space.units)}

@@ -7,6 +7,7 @@ optimizer and `learnt`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,6 +51,7 @@ from compress.training.train import (
 )
 
 T = TypeVar("T")
+LOOK, LOOKED_AT = 2, 1024  # training batches, and validation images, that a trial sees
 APART = 1.25  # how much more of the budget a grown net takes than the one that was kept before it
 
 
@@ -210,18 +212,8 @@ class Bench:
     def loop(self, steps: int, run: Callable[[Loop], T]) -> T:
         """Let `run` train for some optimizer steps, on the images that `train` would have trained on."""
         before = self.teacher.images if self.teacher else 0
-        outcome = run(
-            Loop(
-                data=self.data,
-                optimizer=self.optimizer,
-                start=self.step,
-                steps=steps,
-                seed=self.seed,
-                precision=self.precision,
-                task=self.task,
-                listen=self.listen,
-            )
-        )
+        loop = Loop(self.data, self.optimizer, self.step, steps, self.seed, self.precision, self.task, self.listen)
+        outcome = run(loop)
         self.step += steps
         self.spent += self.cost().macs * steps * self.data.batch
         if self.teacher:
@@ -254,6 +246,17 @@ class Bench:
     def score(self, split: str = "val") -> Score:
         """Accuracy and loss over a split, as training computes."""
         return score(self.model, self.data, split, precision=self.precision, task=self.task)
+
+    def trial(self, keep: Mapping[str, Sequence[int]]) -> Score:
+        """What a copy that keeps only these channels does on some validation images, recalibrated; at its cost."""
+        other = Surgeon(copy.deepcopy(self.model), self.graph)
+        for name, positions in keep.items():
+            other.narrow(name, positions)
+        place(other.model, self.device, self.layout)
+        recalibrate(other.model, self.data, LOOK)
+        seen = score(other.model, self.data, "val", self.precision, self.task, most=LOOKED_AT)
+        self.spent += other.graph.price.cost(other.graph.widths).macs * (LOOK * self.data.batch + seen.images)
+        return seen
 
     def recalibrate(self, batches: int) -> None:
         """Estimate the batch norms' running statistics anew, on this many training batches."""
@@ -341,6 +344,11 @@ class Bench:
         name, used = self.recipe.methods[self.at].name, self.whole.utilisation(cost)
         self.history.append(Note(event, self.step, name, cost.macs, cost.params, used, numbers))
         self.listen(Noted(self.history[-1]))
+
+    def scored(self, event: str, **numbers: Any) -> None:
+        """Write one with the accuracies on validation and test images, as far as there are any."""
+        splits = [split for split in ("val", "test") if self.data.counts[split]]
+        self.note(event, **{split: self.score(split).accuracy for split in splits}, **numbers)
 
     def enter(self, at: int) -> None:
         """The recipe's method of this number goes to work."""

@@ -182,8 +182,17 @@ class Watch:
 
 
 @torch.no_grad()
-def score(model: nn.Module, data: Data, split: str, precision: str = "fp32", task: Task | None = None) -> Score:
-    """Return the accuracy and loss on all of "train", "val" or "test", in eval mode; the model is left as it was.
+def score(
+    model: nn.Module,
+    data: Data,
+    split: str,
+    precision: str = "fp32",
+    task: Task | None = None,
+    most: float = math.inf,
+) -> Score:
+    """Return the accuracy and loss on "train", "val" or "test", in eval mode; the model is left as it was.
+
+    Of all images, or of the batches that begin before the `most`th.
 
     Raises UsageError where the data has no such images.
     """
@@ -196,6 +205,8 @@ def score(model: nn.Module, data: Data, split: str, precision: str = "fp32", tas
             loss += mean.item() * len(y)
             good += scores.item()
             images += len(y)
+            if images >= most:
+                break
     return Score(accuracy=good / images, loss=loss / images, images=int(images))
 
 

@@ -140,12 +140,20 @@ def test_a_network_that_fits_already_comes_out_bit_for_bit(shop: Path) -> None:
 def test_a_run_reports_where_it_began_the_means_it_was_told_and_a_half_precision_model_as_float32(shop: Path) -> None:
     whole = recipe(model={"factory": "./net.py:half"}, data={"mean": [0.25], "std": [0.5]})
     lab, planned = prepare(whole, "cpu")
-    start = lab.score().accuracy  # before anything is changed
+    start, test = lab.score().accuracy, lab.score("test").accuracy  # before anything is changed
     told = run(whole, out="out").report.plain()
-    where = {"event": "start", "step": 0, "method": "l1", "val": start, "used": lab.budget.utilisation(planned.base)}
+    where = {
+        "event": "start",
+        "step": 0,
+        "method": "l1",
+        "val": start,
+        "test": test,
+        "used": lab.budget.utilisation(planned.base),
+    }
     base = {key: told["base"][key] for key in ("macs", "params")}
     assert told["history"][0] == {**where, **base, "widths": {"stem": 12, "body.0": 20}}
-    assert [line["event"] for line in told["history"][1:]] == ["narrowed", "recalibrated", "tune"]
+    assert [line["event"] for line in told["history"][1:]] == ["narrowed", "recalibrated", "rate", "tune"]
+    assert all({"val", "test"} <= line.keys() for line in told["history"][:3])
     assert told["verdict"]["code"] == 0
     assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == ([0.25], [0.5])
     assert json.loads(Path("out/report.json").read_text()) == told
@@ -155,7 +163,7 @@ def test_a_run_reports_where_it_began_the_means_it_was_told_and_a_half_precision
 
 @pytest.mark.parametrize("rounds", [2, 3, 7])
 def test_several_cuts_end_at_the_widths_of_one(shop: Path, rounds: int) -> None:
-    lab, _ = prepare(recipe(method={"rounds": rounds, "round": "1 steps", "tune": {"epochs": 0}}), "cpu")
+    lab, _ = prepare(recipe(method={"rounds": rounds, "round": "1 steps", "tune": {"epochs": 0}, "rates": []}), "cpu")
     seen = []
     method = methods_of(lab.recipe)[0]
     assert isinstance(method, Pruning)
@@ -326,8 +334,9 @@ def test_every_score_ends_within_the_budget_and_gives_a_channel_that_does_nothin
     safetensors.torch.save_file(weights, "w.safetensors")
     _, ranks = looked_at(name)
     assert name == "random" or ranks["body.0"].argmin() == 3
-    told = run(recipe(method={"name": name}), out="out").report.plain()
-    assert (told["verdict"]["code"], told["history"][1]["event"]) == (0, "narrowed")
+    before = {"before": {"epochs": 1}} if name in ("slimming", "soft") else {}
+    told = run(recipe(method={"name": name, **before}), out="out").report.plain()
+    assert (told["verdict"]["code"], told["history"][1 + len(before)]["event"]) == (0, "narrowed")
     assert told["landing"]["utilisation"] > 0.9
 
 

@@ -99,13 +99,15 @@ def test_a_part_of_a_budget_is_that_part_of_every_limit_that_is_counted() -> Non
 
 def test_every_method_says_what_a_step_before_it_may_take() -> None:
     before = {name: settings_of(name).share_before for name in METHODS}
-    pruning = dict.fromkeys(("l1", "group", "taylor", "hessian", "random", "lwp"), 2.0)
-    assert before == pruning | {"adenel": 0.5, "autogrow": 0.5, "refit": 1.0, "scratch": 1.0}
+    others = {"adenel": 0.5, "autogrow": 0.5, "refit": 1.0, "scratch": 1.0, "uniform": 1.0}
+    assert before == dict.fromkeys(METHODS, 2.0) | others  # all else prunes
 
 
 def test_every_row_of_the_table_names_keys_of_that_name_and_a_method_that_takes_them() -> None:
     for name in METHODS:
-        settings = settings_of(name).model_validate({"scratch": {"epochs": 1}, "refit": {"of": "run"}}.get(name, {}))
+        settings = settings_of(name).model_validate(
+            {"scratch": {"epochs": 1}, "uniform": {"epochs": 1}, "refit": {"of": "run"}}.get(name, {})
+        )
         method = method_of(settings, Around(align=8))
         assert settings.name == name
         assert Method in type(method).__mro__

@@ -12,6 +12,8 @@ taylor    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruni
 hessian   LeCun et al. 1990, "Optimal Brain Damage": half of the squared weights times the diagonal of the curvature,
           for which the mean squared gradient of batches stands, summed over the filters that make a channel and the
           columns that read it. Likewise not read.
+slimming, soft                    see `before.py`
+thinet, provable, reconstruct     see `layerwise.py`
 random    numbers drawn from the run's seed: the control.
 """
 
@@ -24,6 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.methods.protocol import Lab
+from compress.methods.prune.before import slimming, soft
+from compress.methods.prune.layerwise import provable, reconstruct, thinet
 from compress.methods.prune.settings import ByGradients, Prune
 from compress.surgery.ranking import Ranks, importance, per_channel
 from compress.training.seeds import seed_of
@@ -101,7 +105,8 @@ def random(lab: Lab, keys: Prune) -> Ranks:
 
 
 SCORES: Mapping[str, Callable[[Lab, Prune], Ranks]] = {
-    score.__name__: score for score in (l1, group, taylor, hessian, random)
+    score.__name__: score
+    for score in (l1, group, taylor, hessian, slimming, soft, thinet, provable, reconstruct, random)
 }
 
 

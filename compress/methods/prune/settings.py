@@ -1,9 +1,9 @@
 """The keys of pruning, which are the same whatever the channels are judged by."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from compress.recipe.keys import Count, Duration, SpanOrNone, Whole
-from compress.recipe.step import Step, Tune
+from compress.recipe.keys import Count, Duration, Fraction, Positive, SpanOrNone, Whole
+from compress.recipe.step import Course, Step, Tune
 
 
 class Prune(Step):
@@ -13,12 +13,24 @@ class Prune(Step):
     """Cuts in which the widths go down to the budget's, with training between them."""
     round: SpanOrNone = Duration(1.0, "epochs")
     """Training between two cuts, at a constant rate."""
+    allocate: Literal["even", "score", "sensitivity"] = "even"
+    """How the cut is shared out: all layers by one factor; where channels count least for what they cost; or where
+    validation images lose least when a layer alone is cut, to three widths."""
+    floor: Fraction = 0.5
+    """Least part of its even width that another allocation leaves a layer, so that none is starved."""
     recalibrate: Whole = 32
     """Training batches on which batch norms' statistics are estimated anew after each cut; 0 leaves them."""
+    repair: Literal["none", "scale", "solve"] = "none"
+    """What is done to the layers that read a narrowed space, at the cut: nothing; a factor for each channel that stays;
+    or all their weights solved anew, so that they put out what they did (least squares, on 32 training batches)."""
     tune: Tune = Tune()
     """Training of the final shape; epochs: 0 leaves the weights as they are."""
+    rates: tuple[Positive, ...] = (1.0, 0.3, 0.1)
+    """Where tune.lr says none: shares of train.lr that are tried as rates, for a tenth of tune's epochs each, and the
+    validation images choose. The right rate matters more than the right channels. [] takes train.lr."""
 
     share_before = 2.0
+    relative: ClassVar[bool] = True  # whether the scores of two layers cannot be compared as they are
 
     @property
     def last_epochs(self) -> float:
@@ -50,6 +62,8 @@ class Random(Prune):
 class ByGradients(Prune):
     """What scores have that look at the loss."""
 
+    relative = False
+
     batches: Count = 32
     """Training batches whose gradients are looked at before each cut; they are in the train-cost."""
 
@@ -65,4 +79,64 @@ class Hessian(ByGradients):
     """The same by how much it would to second order, with squared gradients for curvature (LeCun et al. 1990)."""
 
     name: Literal["hessian"] = "hessian"
+    """The method."""
+
+
+class ByReaders(Prune):
+    """What scores have that look at what a layer's readers put out."""
+
+    batches: Count = 32
+    """Training batches that are looked at before each cut; they are in the train-cost."""
+
+
+class Thinet(ByReaders):
+    """The same by what the next layers' outputs would lose, one channel after the other (Luo et al. 2017)."""
+
+    name: Literal["thinet"] = "thinet"
+    """The method."""
+    repair: Literal["none", "scale", "solve"] = "scale"
+    """As elsewhere; a factor for each channel that stays is the paper's."""
+
+
+class Provable(ByReaders):
+    """The same by the largest share that a channel has in what a next layer puts out (Liebenwein et al. 2020)."""
+
+    name: Literal["provable"] = "provable"
+    """The method."""
+
+
+class Reconstruct(ByReaders):
+    """The same by what the next layers cannot make up for, and their weights are solved anew (OSSCAR, 2024)."""
+
+    name: Literal["reconstruct"] = "reconstruct"
+    """The method."""
+    repair: Literal["none", "scale", "solve"] = "solve"
+    """As elsewhere; solved anew is what this is for."""
+
+
+class Before(Prune):
+    """What methods have that train the full net before they cut it."""
+
+    before: Course = Course(epochs=10, schedule="constant")
+    """Training of the full net that shows which channels can go."""
+
+
+class Slimming(Before):
+    """The same by the scales of batch norms, which are trained under an l1 penalty first (Liu et al. 2017)."""
+
+    name: Literal["slimming"] = "slimming"
+    """The method."""
+    penalty: Positive = 1e-4
+    """Weight of the scales' absolute values in the loss, as published."""
+    allocate: Literal["even", "score", "sensitivity"] = "score"
+    """As elsewhere; scales of all layers are compared, as published."""
+
+    relative = False
+
+
+class Soft(Before):
+    """The same by the l2 norms of filters; those that would go are set to zero after each epoch, and may recover (He et
+    al. 2018)."""
+
+    name: Literal["soft"] = "soft"
     """The method."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compress.budget.landing import land
 from compress.errors import UsageError
 from compress.methods.protocol import ALONE, Around, Lab, Method
-from compress.methods.scratch.settings import Scratch
+from compress.methods.scratch.settings import FromNew, Scratch, Uniform
 from compress.reading.graph import Graph
 from compress.recipe.step import Course
 from compress.surgery.shapes import take_shape, widths_of
@@ -24,12 +25,65 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class FromScratch(Method[State]):
+class _Training(Method[State]):
+    """Training of newly drawn weights."""
+
+    settings: FromNew
+    around: Around = ALONE
+    keeps_weights = False
+
+    def begin(self, lab: Lab) -> State:
+        """Draw all weights of the shape that the network has."""
+        lab.refill()
+        state = State()
+        self.ready(lab, state)
+        lab.note("seed", widths=lab.widths)
+        return state
+
+    def step(self, lab: Lab, state: State) -> State:
+        """Train up to the next checkpoint."""
+        s = self.settings
+        course = Course(schedule=s.schedule, lr=s.lr, warmup=s.warmup)
+        return State(lab.stretch("train", course, state.at, self._total(lab, state)))
+
+    def done(self, lab: Lab, state: State) -> str | None:
+        """Why the run is over."""
+        return "all epochs are trained" if state.at >= self._total(lab, state) else None
+
+    def load(self, fields: Mapping[str, Any]) -> State:
+        """The state whose fields these are."""
+        return State(**fields)
+
+    def _total(self, lab: Lab, state: State) -> int:
+        return max(1, lab.last(self.settings.epochs, state.at))
+
+
+@dataclass(frozen=True, slots=True)
+class Evenly(_Training):
+    """A width multiplier: the full net, narrowed by one factor until it fills the budget."""
+
+    settings: Uniform
+
+    def smallest(self, surgeon: Surgeon) -> None:
+        """Leave one filter, or one aligned block, in every free space."""
+        surgeon.resize(self._least(surgeon.graph))
+
+    def _least(self, graph: Graph) -> dict[str, int]:
+        return {name: min(self.around.align, width) for name, width in graph.widths.items()}
+
+    def init(self, lab: Lab) -> State:
+        """Take the shape and draw all weights anew."""
+        graph = lab.graph
+        full, least = graph.widths, self._least(graph)
+        lab.resize(land(graph.price, least, full, lab.budget, align=self.around.align, ceiling=full))
+        return self.begin(lab)
+
+
+@dataclass(frozen=True, slots=True)
+class FromScratch(_Training):
     """The control with its hyper-parameters, as the recipe says them."""
 
     settings: Scratch
-    around: Around = ALONE
-    keeps_weights = False
     only_trains = True
 
     def smallest(self, surgeon: Surgeon) -> None:
@@ -70,25 +124,4 @@ class FromScratch(Method[State]):
         if stored and stored.cuts:
             lab.cut(stored.cuts)
         lab.resize(self._widths(lab.graph))
-        lab.refill()
-        state = State()
-        self.ready(lab, state)
-        lab.note("seed", widths=lab.widths)
-        return state
-
-    def step(self, lab: Lab, state: State) -> State:
-        """Train up to the next checkpoint."""
-        s = self.settings
-        course = Course(schedule=s.schedule, lr=s.lr, warmup=s.warmup)
-        return State(lab.stretch("train", course, state.at, self._total(lab, state)))
-
-    def done(self, lab: Lab, state: State) -> str | None:
-        """Why the run is over."""
-        return "all epochs are trained" if state.at >= self._total(lab, state) else None
-
-    def load(self, fields: Mapping[str, Any]) -> State:
-        """The state whose fields these are."""
-        return State(**fields)
-
-    def _total(self, lab: Lab, state: State) -> int:
-        return max(1, lab.last(self.settings.epochs, state.at))
+        return self.begin(lab)

@@ -8,11 +8,9 @@ from compress.recipe.keys import Count, Fraction, Positive, Schedule
 from compress.recipe.step import Step
 
 
-class Scratch(Step):
-    """Train one shape from newly drawn weights: the control that every method is compared with."""
+class FromNew(Step):
+    """What training from newly drawn weights has, whatever the shape."""
 
-    name: Literal["scratch"] = "scratch"
-    """The method."""
     epochs: Positive
     """Epochs. Required: a comparison is only as good as its equal cost."""
     schedule: Schedule = "cosine"
@@ -21,15 +19,30 @@ class Scratch(Step):
     """Share of training during which the rate rises; 0 is enough with batch norm."""
     lr: Positive | None = None
     """Peak learning rate; null is train.lr."""
-    like: str | None = None
-    """A model.safetensors whose shapes are used, its weights are not; null: the full net's shapes."""
-    widths: dict[str, Count] | None = None
-    """Channels of spaces, by name; null leaves them as they are."""
 
     @property
     def last_epochs(self) -> float:
         """All of them."""
         return self.epochs
+
+
+class Uniform(FromNew):
+    """Narrow all layers by one factor until the budget holds, and train that net from newly drawn weights: a width
+    multiplier (Howard et al. 2017, "MobileNets")."""
+
+    name: Literal["uniform"] = "uniform"
+    """The method."""
+
+
+class Scratch(FromNew):
+    """Train one shape from newly drawn weights: the control that every method is compared with."""
+
+    name: Literal["scratch"] = "scratch"
+    """The method."""
+    like: str | None = None
+    """A model.safetensors whose shapes are used, its weights are not; null: the full net's shapes."""
+    widths: dict[str, Count] | None = None
+    """Channels of spaces, by name; null leaves them as they are."""
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
