@@ -3,6 +3,7 @@
 run(recipe, budget="43MFLOPs")   train, finalize, export; the folder holds ONNX, safetensors and a report
 plan(recipe)                     what would happen, in seconds
 cut(folder, to="10M,20MMACs")    nets of other sizes from one run
+compare(recipe, methods="adenel,group", ...)  methods side by side, over seeds
 verify(path, budget)             guard a file in CI; needs no torch
 export_model(factory, weights, ...)  finalize, verify and export a network that was compressed elsewhere
 load(folder)                     the compact network as an nn.Module
@@ -14,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compress._compare import compare
     from compress._cut import cut
     from compress._export import export_model
     from compress._plan import plan
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from compress.methods.protocol import Lab, Method
     from compress.reading.measure import measure
 
-__all__ = ["Lab", "Method", "cut", "export_model", "load", "measure", "plan", "run", "verify"]
+__all__ = ["Lab", "Method", "compare", "cut", "export_model", "load", "measure", "plan", "run", "verify"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -31,6 +33,7 @@ _HOMES = {
     "Method": "compress.methods.protocol",
     "load": "compress.export.weights",
     "measure": "compress.reading.measure",
+    "compare": "compress._compare",
     "cut": "compress._cut",
     "export_model": "compress._export",
     "plan": "compress._plan",

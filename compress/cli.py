@@ -189,6 +189,47 @@ def cut(folder: str, as_json: bool, **given: Any) -> int:
     return made.code
 
 
+@main.command(short_help="Compare methods within the same budgets, over seeds.")
+@click.argument("recipe")
+@click.option(
+    "--methods", required=True, metavar="NAMES", help="adenel,group,uniform; recipes' files; 'recipe': its own."
+)
+@click.option("--budgets", metavar="LIMITS", help="A column for each of these: 10M,20MFLOPs.  [default: the recipe's]")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs of each.")
+@click.option("--cost", type=float, metavar="C", help="MACs x images that each run may spend.  [default: train.cost]")
+@click.option(
+    "--pretrain",
+    type=float,
+    default=0.5,
+    show_default=True,
+    metavar="PART",
+    help="Of that, what a network is trained for that is then narrowed.",
+)
+@click.option("--out", help=options.NEW_FOLDER.format("RECIPE-compare"))
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Runs at a time.  [default: one a core]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@options.overrides
+@click.option("--resume", is_flag=True, help="Go on with what an earlier call began.")
+@options.as_json
+def compare(recipe: str, as_json: bool, **given: Any) -> int:
+    """Run several methods on the data of RECIPE with the same budgets, train-cost and training, over several seeds, and
+    write a table with spreads and paired tests, and a picture of accuracy against cost. Networks that are narrowed are
+    trained first, once for each seed, which counts.
+    """
+    from compress._compare import compare as carry_out
+    from compress.outcomes import compared_lines
+
+    _import_from_here()
+    with telling(quiet=as_json) as listen:
+        made = carry_out(recipe, listen=listen, **given)
+    if as_json:
+        _print_json(made.plain())
+    else:
+        for line in compared_lines(made):
+            say(line)
+    return 1 if made.failed or not all(row.kept for row in made.rows) else 0
+
+
 @main.command(short_help="Check a file or folder against a budget.")
 @click.argument("path")
 @click.option(

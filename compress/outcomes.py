@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from compress._cut import Cut
     from compress._plan import Plan
     from compress.budget.limits import Cost
+    from compress.export.comparison import Comparison
     from compress.export.curve import Point
     from compress.export.report import Report, Row, TrainCost
     from compress.reading.graph import Graph
@@ -148,6 +149,15 @@ def cut_lines(made: "Cut") -> list[str]:
         *table(["network", made.unit, "val", "test", ""], rows, right=(1, 2, 3)),
         f"accuracy against size: {made.folder / CURVE}",
     ]
+
+
+def compared_lines(made: "Comparison") -> list[str]:
+    """Say what came of a comparison: every method within every budget, and where the rest is."""
+    from compress.export.comparison import HEAD, cells
+
+    right = tuple(range(2, len(HEAD)))
+    failed = [f"not there: {name} ({why})" for name, why in made.failed]
+    return [*table(list(HEAD), cells(made), right=right), *failed]
 
 
 def cut_json(made: "Cut") -> dict[str, Any]:

@@ -36,6 +36,7 @@ SIGN = {"cryptography": "cryptography"}
 _READ = ("torch", "thop", "distutils")
 _WRITE = (*_READ, "onnxscript", "onnxruntime")
 _NEEDS = {  # by command and by verb; what only some data, limits or pictures need is asked for where it is used
+    "compare": (*_WRITE, "matplotlib"),
     "cut": (*_WRITE, "matplotlib"),
     "export": _WRITE,
     "export_model": _WRITE,

@@ -19,6 +19,7 @@ VERBS = {
     "_init",
     "_export",
     "_cut",
+    "_compare",
 }  # private modules, and yet what a user calls: `compress.run` and others
 
 # What does not keep a rule below yet. This list only gets shorter.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compress.errors import UsageError
+
 if TYPE_CHECKING:
     from compress.recipe.step import Step
 
@@ -45,6 +47,24 @@ def settings_of(name: str) -> type[Step]:
 def control(like: str) -> dict[str, Any]:
     """What a recipe says for training the shape in the file `like` from newly drawn weights, as its control."""
     return {"name": "scratch", "epochs": 300, "like": like}
+
+
+def plainly(name: str) -> dict[str, Any]:
+    """What a recipe says for a method with its defaults; of epochs that must be said one, which a train-cost replaces.
+
+    Raises UsageError for a method that needs more, and for one that there is not.
+    """
+    if name not in METHODS:
+        raise UsageError(f"there is no method {name!r}; they are {', '.join(METHODS)}, or a recipe's file")
+    required = [key for key, field in settings_of(name).model_fields.items() if field.is_required() and key != "name"]
+    if more := sorted(set(required) - {"epochs"}):
+        raise UsageError(f"{name} needs {' and '.join(more)}; write a recipe that says so, and name its file")
+    return {"name": name} | dict.fromkeys(required, 1)
+
+
+def training() -> dict[str, Any]:
+    """What a recipe says for training its full network for as long as the train-cost pays for."""
+    return {"name": "scratch", "epochs": 1, "schedule": "linear", "warmup": 0.1}
 
 
 def another(of: str, start: str, epochs: float) -> dict[str, Any]:

@@ -33,7 +33,7 @@ WORTHS = st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=6), min_size=1
 
 
 @given(WORTHS, st.floats(0.05, 1.0), st.floats(0.1, 1.0), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_both_limits_hold_and_nothing_that_still_fits_is_left_out(
     worths: list[list[float]], macs: float, params: float, data: st.DataObject
 ) -> None:
