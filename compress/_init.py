@@ -1,6 +1,7 @@
 """A first recipe for a model and images, or for images alone: all it sets is explained, and tried before it is written.
 
 init("./net.py:make", "images.npz", "50%", "recipe.yaml")
+init("./net.py:make", "images.npz", weights="trained.safetensors")     it is pruned
 init(None, "images.npz", "43MFLOPs,0.58Mparams")             the model is chosen too
 """
 
@@ -11,7 +12,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from compress.recipe import settings
 from compress.recipe.arguments import beside, source_of, stated
 from compress.recipe.settings import Recipe
 from compress.surgery.structure import construct, locate
+from compress.surgery.weights import fill, read_weights
 from compress.training.data import load
 
 SEED_WIDTHS = (8, 4, 2, 1)  # the first that leaves room to grow is taken
@@ -35,6 +37,10 @@ ROUND = 50  # optimizer steps that a support needs to say anything
 LONG_ROUND = 200  # from here on one epoch is a round, and the threshold's default suits it
 WIDEST = 60  # characters; comments stand in one column, except behind lines longer than this
 TUNING = 600  # optimizer steps that even a small data set deserves at the end
+
+# What pixels were normalised by in the training of most weights that these packages bring.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_MODELS = ("torchvision.", "timm")
 
 # Images and classes of the sets whose shape a plan knows: so that a recipe is written where they are not fetched yet.
 COUNTS = {
@@ -69,18 +75,24 @@ def init(
     *,
     args: Mapping[str, Any] | None = None,
     size: int | None = None,
+    weights: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> First:
     """Write a first recipe for a factory and the images that `data` names (see `source_of`), and return its plan.
 
     Without a factory, one of `compress.models` is chosen, its widths, and how it is trained (see `choice`); then
     `budget` must state amounts, where it is else half of the factory's net. Arguments of the factory called classes,
     in_channels, size and the like are taken from the data, unless `args` has them. Images of a folder are resized to
-    `size` pixels. Raises UsageError where something cannot be used or `out` exists, Infeasible where no network can
-    keep the budget; then nothing is written.
+    `size` pixels. With the `weights` of a trained network the recipe prunes it; its pixels had this `mean` and `std`.
+    Raises UsageError where something cannot be used or `out` exists, Infeasible where no network can keep the budget;
+    then nothing is written.
     """
     target = Path(out)
     if target.exists():
         raise UsageError(f"{target} exists already; name another file with --out.")
+    if weights is not None and factory is None:
+        raise UsageError("--weights: name the factory that they belong to: compress init pkg.net:build DATA ...")
     source = source_of(data, size)
     if factory is None and source["source"] == "folder" and size is None:
         source["size"] = side_of(Path(source["path"]))
@@ -90,13 +102,19 @@ def init(
     follows = _follows(locate(factory, folder), facts)
     given = {**follows, **(choice.args if choice else {}), **(args or {})}
     model = construct(factory, given, folder)
+    trained = _trained(model, factory, weights, mean, std)
     limits = budget or "50%"
-    draft = _Draft(_from_recipe(factory, folder, target), given, source, limits, facts, _normalised(model), choice)
+    named, norm = _from_recipe(factory, folder, target), _normalised(model)
+    draft = _Draft(named, given, source, limits, facts, norm, choice, trained)
     planned = draw_up(_read(draft.text(target), target), model, facts.shape)
     planned.refuse()
     for width in SEED_WIDTHS:
         text = draft.text(target, width)
-        if choice or planned.budget.utilisation(draw_up(_read(text, target), model, facts.shape).seed) <= 0.5:
+        if (
+            choice
+            or trained
+            or planned.budget.utilisation(draw_up(_read(text, target), model, facts.shape).seed) <= 0.5
+        ):
             break
     _write(target, text)
     return First(planned, choice.reasons if choice else ())
@@ -111,6 +129,22 @@ def facts_of(source: Mapping[str, Any]) -> Facts:
     images = load(settings.Data(**source), batch=1, seed=0, device=torch.device("cpu"))
     has_val = images.parts["train"][0] is not images.parts["val"][0]
     return Facts(name, images.shape, images.image, len(images.classes), images.counts["train"], has_val)
+
+
+def _trained(
+    model: nn.Module, factory: str, weights: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Trained | None:
+    """What is known of a trained network; raises UsageError for weights that do not fit it."""
+    if weights is None:
+        if mean or std:
+            raise UsageError("--mean and --std are those that a trained network's pixels had; name its --weights, too.")
+        return None
+    fill(model, read_weights(Path(weights).expanduser()), exact=True)
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std belong together; write both")
+    known = factory.startswith(IMAGENET_MODELS)
+    usual = IMAGENET if known else ((), ())
+    return Trained(weights, tuple(mean or usual[0]), tuple(std or usual[1]), guessed=mean is None and known)
 
 
 def _write(target: Path, text: str) -> None:
@@ -155,6 +189,16 @@ def _normalised(model: nn.Module) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained network's weights, and what its pixels were normalised by; nothing where that is to be measured."""
+
+    weights: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    guessed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Draft:
     """What a first recipe is written from."""
 
@@ -165,6 +209,7 @@ class _Draft:
     facts: Facts
     norm: bool  # whether the model has batch norms
     choice: Choice | None  # where nobody named the model
+    trained: Trained | None = None  # where it comes with weights
 
     def text(self, target: Path, seed_width: int = SEED_WIDTHS[-1]) -> str:
         """The recipe as YAML, the comments in one column."""
@@ -187,6 +232,8 @@ class _Draft:
             yield "  args:", "keyword arguments of the factory"
         for key, value in self.args.items():
             yield f"    {_yaml(key)}: {_yaml(value)}", self._origin(key, value)
+        if self.trained:
+            yield f"  weights: {_yaml(_relative(self.trained.weights, target))}", "what it was trained to"
         shape = json.dumps(self.facts.shape)
         yield f"  input: {shape}", "channels, height and width of an image; so a plan needs no data"
         yield "", ""
@@ -207,6 +254,16 @@ class _Draft:
         else:
             yield f"  crop: {self.facts.image[1] // 8}", "pixels of zero padding before a random crop"
             yield "  flip: false", "true mirrors half of the training images; not where left and right differ"
+        if self.trained and self.trained.mean:
+            guessed = "ImageNet's; write your own if they are others" if self.trained.guessed else "as given"
+            yield f"  mean: {_yaml(self.trained.mean)}", f"of each channel, of pixels from 0 to 1: {guessed}"
+            yield (
+                f"  std: {_yaml(self.trained.std)}",
+                "likewise; what the weights were trained with",
+            )
+        elif self.trained:
+            yield "  # mean: [0.5]", "of each channel, of pixels from 0 to 1, as in training; else these images' own"
+            yield "  # std: [0.25]", "likewise"
         yield "", ""
 
     def _training(self, seed_width: int) -> Iterator[Commented]:
@@ -214,7 +271,10 @@ class _Draft:
         yield from self.choice.train if self.choice else self._train()
         yield "", ""
         yield "method:", ""
-        yield from self.choice.method if self.choice else self._method(seed_width)
+        if self.trained:
+            yield from self._pruning()
+        else:
+            yield from self.choice.method if self.choice else self._method(seed_width)
         yield "", ""
         yield f"budget: {_yaml(self.budget)}", "limits, all of which hold; --budget replaces them"
         yield "", ""
@@ -232,6 +292,14 @@ class _Draft:
         yield "  tune:", "training of the final shape"
         yield f"    epochs: {max(20, -(-TUNING // epoch))}", "passes over the training images; more is better"
         yield "    schedule: cosine", "course of the learning rate, down to zero"
+
+    def _pruning(self) -> Iterator[Commented]:
+        epochs = max(20, -(-TUNING // self.facts.epoch))
+        yield "  name: reconstruct", "narrow it; what reads a narrowed layer is solved anew, to put out what it did"
+        yield "  allocate: sensitivity", "more from layers whose loss rises less when they alone are narrow"
+        yield "  tune:", "training of the narrow net, at the best of three shares of train.lr, tried shortly"
+        yield f"    epochs: {epochs}", "passes over the training images; more is better"
+        yield "    schedule: linear", "course of the learning rate, down to zero"
 
     def _origin(self, key: str, value: Any) -> str:
         if key in _FROM_DATA and _FROM_DATA[key](self.facts) == value:

@@ -360,8 +360,11 @@ def recipes(name: str | None, as_json: bool) -> int:
 )
 @options.args
 @click.option("--size", type=click.IntRange(1), metavar="N", help="Resize a folder's images to N pixels a side.")
+@click.option("--weights", metavar="FILE", help="What the model was trained to; the recipe prunes it.")
+@options.mean
+@options.std
 @click.option("--out", default="recipe.yaml", show_default=True, help="File to write, which must not exist.")
-def init(names: tuple[str, ...], budget: str | None, args: dict[str, Any], size: int | None, out: str) -> int:
+def init(names: tuple[str, ...], out: str, **given: Any) -> int:
     """Write a first recipe, with every key explained, for a model (package.module:callable or ./file.py:callable) and
     DATA: digits or another known set, a .npz file, or a folder with train/CLASS/NAME.png. Without a model, one is
     chosen for the data and the budget, its widths and its training too, and it is said why.
@@ -371,7 +374,7 @@ def init(names: tuple[str, ...], budget: str | None, args: dict[str, Any], size:
     if len(names) > 2:
         raise UsageError(f"{names[2]!r} is one name too many; write [MODULE:FACTORY] DATA")
     _import_from_here()
-    first = draft(names[0] if len(names) == 2 else None, names[-1], budget, out, args=args, size=size)
+    first = draft(names[0] if len(names) == 2 else None, names[-1], out=out, **given)
     say(f"{out} is written; {first.plan.verdict()}")
     for reason in first.reasons:
         say(f"  {reason}")

@@ -33,7 +33,7 @@ _COUNTERS = {
 
 def plan_lines(plan: "Plan") -> list[str]:
     """Say a plan: the verdict, every space, what is free, and what the full, first and smallest network cost."""
-    plain, nets = plan_json(plan), _nets(plan)
+    plain, nets, heads = plan_json(plan), _nets(plan), _heads(plan)
     spaces = [
         [s["name"], *(str(s[net]) for net in nets), f"frozen: {s['frozen']}" if s["frozen"] else _free(s["remark"])]
         for s in plain["spaces"]
@@ -42,18 +42,19 @@ def plan_lines(plan: "Plan") -> list[str]:
     limits = [
         [row["text"], f"{row['limit']:,} {row['unit']}", *_used(row, nets), row["level"]] for row in plain["budget"]
     ]
+    right = tuple(range(1, len(heads) + 1))
     return [
         plain["verdict"],
         "",
         *_depths(plain["stages"]),
-        *table(["width of", "full (base)", "seed", "floor", ""], spaces, right=(1, 2, 3)),
+        *table(["width of", *heads, ""], spaces, right=right),
         "",
         f"free: {percent(plain['free']['params'])} of the params and {percent(plain['free']['macs'])} of the MACs",
-        *(f"note: {note}" for note in plain["notes"]),
+        *(f"note: {note}" for note in (*plain["notes"], *filter(None, [plain["advice"]]))),
         "",
-        *table(["one input, batch 1", "full (base)", "seed", "floor"], costs, right=(1, 2, 3)),
+        *table(["one input, batch 1", *heads], costs, right=right),
         "",
-        *table(["limit", "at most", "full (base)", "seed", "floor", "level"], limits, right=(1, 2, 3, 4)),
+        *table(["limit", "at most", *heads, "level"], limits, right=(1, *(at + 1 for at in right))),
     ]
 
 
@@ -64,7 +65,7 @@ def _depths(stages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def plan_json(plan: "Plan") -> dict[str, Any]:
     """Say a plan in plain values; shares are fractions of 1, costs exact counts."""
-    graph, nets, remarks = plan.graph, _nets(plan), plan.remarks
+    graph, nets, remarks, landing = plan.graph, _nets(plan), plan.remarks, plan.landing
     least = graph.price.cost(dict.fromkeys(graph.free, 0))  # what stays when every free channel is gone
     return {
         "verdict": plan.verdict(),
@@ -75,6 +76,7 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
                 "base": s.width,
                 "seed": _width(plan.first, name),
                 "floor": _width(plan.smallest, name),
+                "landing": (landing or {}).get(name, s.width),
                 "frozen": s.frozen,
                 "remark": remarks.get(name),
             }
@@ -103,6 +105,7 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
             for limit in plan.budget.limits
         ],
         "notes": list(graph.notes),
+        "advice": plan.advice,
     }
 
 
@@ -184,7 +187,12 @@ def _free(remark: str | None) -> str:
 
 
 def _nets(plan: "Plan") -> dict[str, "Cost"]:
-    return {"base": plan.base, "seed": plan.seed, "floor": plan.floor}
+    nets, landing = {"base": plan.base, "seed": plan.seed, "floor": plan.floor}, plan.landing
+    return nets if landing is None else nets | {"landing": plan.graph.price.cost(landing)}
+
+
+def _heads(plan: "Plan") -> list[str]:
+    return ["full (base)", "seed", "floor", *["landing"] * (plan.landing is not None)]
 
 
 def _used(row: Mapping[str, Any], nets: Mapping[str, "Cost"]) -> list[str]:

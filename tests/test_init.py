@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 import compress
 from compress._init import init
@@ -13,6 +15,7 @@ from compress.cli import main
 from compress.errors import Infeasible, UsageError
 from compress.recipe import file as recipe
 from compress.recipe.arguments import beside, source_of
+from compress.surgery.structure import construct
 
 NET = """
 from torch import nn
@@ -182,3 +185,64 @@ def test_anything_else_names_no_images(data: str) -> None:
 def test_a_factory_in_a_file_is_named_without_its_folder() -> None:
     assert beside("compress.models:vgg") == ("compress.models:vgg", Path.cwd())
     assert beside("a/net.py:make") == ("./net.py:make", Path.cwd() / "a")
+
+
+# ---- of a trained network -------------------------------------------------------------------------------------------
+
+
+def weights(name: str = "trained.safetensors", **args: Any) -> Path:
+    torch.manual_seed(0)
+    save_file(construct("./net.py:make", {"num_classes": 10, "in_chans": 1, **args}).state_dict(), name)
+    return Path(name)
+
+
+def test_weights_make_a_recipe_that_prunes_them_and_that_runs() -> None:
+    done = call(
+        "./net.py:make", "digits", "--weights", str(weights()), "--mean", "0.3", "--std", "0.4", "--budget", "40%"
+    )
+    assert (done.exit_code, done.stderr) == (0, "")
+    said = recipe.read("recipe.yaml")
+    assert said.model.weights == "./trained.safetensors"
+    assert (said.data.mean, said.data.std) == ((0.3,), (0.4,))
+    assert said.methods[0].name == "reconstruct"
+    assert said.methods[0].model_dump()["allocate"] == "sensitivity"
+    short = {"method.tune.epochs": "1", "method.batches": "2"}
+    told = compress.run("recipe.yaml", out="out", overrides=short).report.plain()
+    assert [line["event"] for line in told["history"]] == ["start", "narrowed", "recalibrated", "rate", "tune"]
+    assert told["landing"]["utilisation"] > 0.9
+
+
+def test_without_mean_and_std_it_says_where_they_belong() -> None:
+    init("./net.py:make", "digits", weights=str(weights()))
+    assert "  # mean: [0.5]" in Path("recipe.yaml").read_text()
+    assert recipe.read("recipe.yaml").data.mean is None
+
+
+def test_weights_of_torchvision_are_taken_for_imagenets(shop: Path) -> None:
+    source = pictures(shop / "images")
+    torch.manual_seed(0)
+    model = construct("torchvision.models:squeezenet1_1", {"num_classes": 2})
+    save_file(model.state_dict(), "w.safetensors")
+    init("torchvision.models:squeezenet1_1", str(source), args={"num_classes": 2}, size=32, weights="w.safetensors")
+    said = recipe.read("recipe.yaml")
+    assert said.data.mean == (0.485, 0.456, 0.406)
+    assert "ImageNet's; write your own" in Path("recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (("digits", "--weights", "trained.safetensors", "--budget", "1MMACs"), "name the factory that they belong to"),
+        (("./net.py:make", "digits", "--weights", "none.safetensors"), "there is no such file"),
+        (("./net.py:make", "digits", "--mean", "0.5"), "name its --weights, too"),
+        (("./net.py:make", "digits", "--weights", "trained.safetensors", "--mean", "0.5"), "belong together"),
+        (("./net.py:make", "digits", "--weights", "other.safetensors"), "trained"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_told_and_nothing_is_written(said: tuple[str, ...], says: str) -> None:
+    weights()
+    weights("other.safetensors", num_classes=7)
+    done = call(*said)
+    assert done.exit_code == 2
+    assert says in done.stderr or "other.safetensors" in said
+    assert not Path("recipe.yaml").exists()

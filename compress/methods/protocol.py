@@ -228,6 +228,10 @@ class Method(Protocol[S]):
         """What is to be said of free spaces, by name."""
         return {}
 
+    def lands(self, graph: Graph, budget: Budget) -> dict[str, int] | None:
+        """The widths that a network of these channels will end with within a budget, where that is known before."""
+        return None
+
     def deepens(self, model: nn.Module, shape: Shape) -> Sequence[Stage]:
         """The stages that it may give more blocks."""
         return ()

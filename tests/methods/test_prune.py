@@ -109,6 +109,26 @@ def test_the_largest_filters_stay_and_the_budget_decides_how_many(shop: Path) ->
     assert planned.budget.utilisation(lab.cost()) > 0.95
 
 
+def test_a_plan_shows_the_widths_of_an_even_cut_before_it_is_made(shop: Path) -> None:
+    said = recipe(method={"tune": {"epochs": 0}})
+    lab, planned = prepare(said, "cpu")
+    develop(lab, methods_of(said), shop)
+    assert planned.landing == lab.widths
+    assert planned.advice is None  # the weights are there already
+    assert plan(recipe(method={"allocate": "sensitivity"})).landing is None
+    whole = plan(recipe(budget="200%"))
+    assert whole.landing == whole.graph.widths
+
+
+def test_a_plan_says_what_the_same_cost_would_train_from_new_weights() -> None:
+    steps = [{"name": "scratch", "epochs": 20}, {"name": "l1", "tune": {"epochs": 5}}]
+    planned = plan(recipe(method=None, model={"weights": None}, steps=steps))
+    assert planned.landing
+    ratio = planned.base.macs / planned.graph.price.cost(planned.landing).macs
+    assert planned.advice
+    assert f"for {5 + 20 * ratio:,.0f} epochs from new weights" in planned.advice
+
+
 def test_layers_of_one_stage_have_one_vote_each() -> None:
     class Added(nn.Module):
         def __init__(self) -> None:

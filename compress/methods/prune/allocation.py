@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from compress.budget.allocation import worthiest
 from compress.budget.landing import land
+from compress.budget.limits import Budget
 from compress.methods.protocol import Lab
 from compress.methods.prune.settings import Prune
+from compress.reading.graph import Graph
 from compress.surgery.ranking import Ranks, largest
 
 Floats = NDArray[np.float64]
@@ -30,7 +32,7 @@ def shared_out(lab: Lab, keys: Prune, ranks: Ranks, align: int) -> dict[str, int
     """
     graph, now = lab.graph, lab.graph.widths
     least = {name: min(align, width) for name, width in now.items()}
-    even = land(graph.price, least, now, lab.budget, align=align, ceiling=now)
+    even = evenly(graph, lab.budget, align)
     if keys.allocate == "even":
         return even
     if keys.allocate == "score":
@@ -40,6 +42,15 @@ def shared_out(lab: Lab, keys: Prune, ranks: Ranks, align: int) -> dict[str, int
     floor = {name: max(least[name], min(width, ceil(keys.floor * even[name]))) for name, width in now.items()}
     goal = worthiest(graph.price, worth, floor, lab.budget, align=align)
     return land(graph.price, least, goal, lab.budget, align=align, ceiling=now)
+
+
+def evenly(graph: Graph, budget: Budget, align: int) -> dict[str, int]:
+    """The widths when all spaces are narrowed by one factor; as they are where they keep the budget."""
+    now = graph.widths
+    if budget.holds(graph.price.cost(now)):
+        return now
+    least = {name: min(align, width) for name, width in now.items()}
+    return land(graph.price, least, now, budget, align=align, ceiling=now)
 
 
 def sensitivity(lab: Lab, ranks: Ranks) -> dict[str, Floats]:

@@ -23,8 +23,9 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compress.budget.limits import Budget
 from compress.methods.protocol import ALONE, Around, Lab, Method
-from compress.methods.prune.allocation import shared_out
+from compress.methods.prune.allocation import evenly, shared_out
 from compress.methods.prune.before import penalised, soft, softened
 from compress.methods.prune.rate import found
 from compress.methods.prune.repair import repair
@@ -61,6 +62,12 @@ class Pruning(Method[State]):
 
     def _least(self, graph: Graph) -> dict[str, int]:
         return {name: min(self.around.align, width) for name, width in graph.widths.items()}
+
+    def lands(self, graph: Graph, budget: Budget) -> dict[str, int] | None:
+        """The widths of an even cut; those of another allocation follow from what is seen."""
+        if self.settings.allocate != "even":
+            return None
+        return evenly(graph, budget, self.around.align)
 
     def init(self, lab: Lab) -> State:
         """Narrow the network, unless it is trained for that first; one that fits already stays as it is, to the bit."""
