@@ -25,12 +25,12 @@ from compress.reading.measure import measure
 from compress.recipe.file import read
 from compress.recipe.settings import Recipe
 from compress.surgery.plain import unnormed
-from compress.surgery.structure import construct
+from compress.surgery.structure import Structure, construct, locate
 from compress.surgery.surgeon import Surgeon
 from compress.surgery.survey import Hold, survey
 from compress.surgery.weights import fill, read_weights
 from compress.training.data import Data, load
-from compress.training.teacher import refuse_unusable
+from compress.training.teacher import RUN, refuse_unusable
 
 # Of known sets a plan needs nothing but this: no download for a budget that cannot be kept.
 SHAPES = {
@@ -159,11 +159,34 @@ def full_model(recipe: Recipe) -> nn.Module:
     """The full network with the weights that the recipe names, else with those of its factory; of weight norms, their
     product.
     """
-    model = construct(recipe.model.factory, recipe.model.args, recipe.folder)
-    if recipe.model.weights is not None and methods_of(recipe)[0].keeps_weights:  # else the plan refuses them
-        path = recipe.folder / Path(recipe.model.weights).expanduser()
-        fill(model, read_weights(path, recipe.model.weights_key), exact=True)
+    said, folder = recipe.model, recipe.folder
+    if said.weights is None or not methods_of(recipe)[0].keeps_weights:  # then the plan refuses them
+        return unnormed(construct(said.factory, said.args, folder))
+    path, start = folder / Path(said.weights).expanduser(), start_of(recipe)
+    if start is None:
+        model = construct(said.factory, said.args, folder)
+        fill(model, read_weights(path, said.weights_key), exact=True)
+    else:
+        model = start.build(locate(said.factory, folder))
+        fill(model, read_weights(path / RUN), exact=True)
     return unnormed(model)
+
+
+def start_of(recipe: Recipe) -> Structure | None:
+    """The network of the finished run that a recipe goes on from, where it does.
+
+    Raises UsageError where its factory was called with other arguments.
+    """
+    path = recipe.folder / Path(recipe.model.weights or "none").expanduser()
+    if recipe.model.weights is None or not path.is_dir():
+        return None
+    structure = Structure.from_file(path / RUN)
+    if dict(structure.args) != dict(recipe.model.args):
+        raise UsageError(
+            f"model.args: the network in {recipe.model.weights} was made with {dict(structure.args)}, and not with "
+            f"{dict(recipe.model.args)}; write model: {{from: {recipe.model.weights}}}"
+        )
+    return structure
 
 
 def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:

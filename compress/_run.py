@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from compress._plan import Plan, draw_up, full_model, held, images, known_shape, methods_of
+from compress._plan import Plan, draw_up, full_model, held, images, known_shape, methods_of, start_of
 from compress.budget.units import show
 from compress.delivery import Finished, Story, check_output, deliver, signer
 from compress.errors import UNWRITABLE, ArtifactError, Interrupted, UsageError
@@ -129,6 +129,8 @@ def prepare(recipe: Recipe, device: str, listen: Listener = silent) -> tuple[Ben
     check_output(model, data)
     surgeon = Surgeon(model, planned.graph, hold=held(recipe, model))
     bench = Bench(surgeon, data, recipe, planned.budget, place, listen)
+    if start := start_of(recipe):
+        bench.depths = {path: tuple(names) for path, names in start.depths.items()}
     bench.place()
     _refuse_other_images(recipe, data)
     teacher = bench.teacher  # what is wrong with it is told before anything else begins

@@ -18,7 +18,7 @@ from compress.export.onnx.shapes import first_line
 from compress.export.page import write_report
 from compress.export.parts import Costs, Dataset, Environment, Preprocessing, SpaceRow, portable
 from compress.export.report import SCHEMA_VERSION, UNWRITTEN, Accuracy, Origin, Report, TrainCost, judged
-from compress.export.seal import facts
+from compress.export.seal import REPORT, facts
 from compress.export.translate import to_program
 from compress.export.verify import digest
 from compress.reading.graph import Graph
@@ -154,7 +154,7 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
         for name, where in story.full.uncounted.items()
     ]
     others = unseen(compact.model, data.shape)
-    notes = [*story.notes, *left_out, *removed, *story.full.notes, *others, *written.notes]
+    notes = [*_lineage(recipe), *story.notes, *left_out, *removed, *story.full.notes, *others, *written.notes]
     report = _report(finished, origin, accuracy, written, notes=notes, seconds=clock())
     notes += illustrate(report, folder / picture.PICTURE)
     return write_report(report.model_copy(update={"notes": tuple(notes)}), folder)
@@ -259,6 +259,20 @@ def _report(
             **UNWRITTEN,
         }
     )
+
+
+def _lineage(recipe: Recipe) -> list[str]:
+    """What is to be told of the finished run that a recipe goes on from."""
+    place = recipe.folder / Path(recipe.model.weights or "none").expanduser()
+    if recipe.model.weights is None or not place.is_dir():
+        return []
+    before = Report.read(place / REPORT)
+    made = ", ".join(step.method for step in before.steps) or "another tool"
+    cost = f"{before.train_cost.macs_images:.3g} MACs x images" if before.train_cost else "a cost that is not known"
+    return [
+        f"it goes on from {portable(recipe.model.weights)}, made by {made} ({before.verdict.text}), whose training, "
+        f"{cost}, is not in this train-cost"
+    ]
 
 
 def _code(recipe: Recipe) -> dict[str, str]:

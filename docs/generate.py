@@ -83,12 +83,18 @@ def _sections(
             shown[content] = name
             method = table["properties"].get("name", {}).get("const")
             inner.append((f"`{name}`" + f": {method}" * bool(method), f"{name}.", table))
-        default = "*required*" if key in part.get("required", ()) else _default(value)
+        default = next((said for said, keys in _required(part).items() if key in keys), None) or _default(value)
         kind, meaning = _type(value, schema) + "".join(sorted(elsewhere)), _line(value.get("description", ""))
         rows.append({"key": f"`{key}`", "type": kind, "default": default, "meaning": meaning})
     yield title, _line(part.get("description", "")), rows
     for name, below, table in inner:
         yield from _sections(schema, table, name, below, shown)
+
+
+def _required(part: Schema) -> dict[str, set[str]]:
+    """The keys of a table that must be there, and those that may be in the place of one."""
+    first, *others = [set(option.get("required", ())) for option in part.get("anyOf", ())] or [set()]
+    return {"*required*": {*part.get("required", ()), *first}, "*in its place*": set().union(*others)}
 
 
 def _within(value: Schema, schema: Schema) -> Iterator[tuple[str, Schema]]:

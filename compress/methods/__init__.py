@@ -34,6 +34,7 @@ METHODS = {
     "soft": Entry("prune.settings:Soft", "prune.method:Pruning"),
     "taylor": Entry("prune.settings:Taylor", "prune.method:Pruning"),
     "thinet": Entry("prune.settings:Thinet", "prune.method:Pruning"),
+    "tune": Entry("prune.settings:Tuning", "prune.tuning:TunedOn"),
     "uniform": Entry("scratch.settings:Uniform", "scratch.method:Evenly"),
 }
 

@@ -23,6 +23,7 @@ from compress.recipe import shipped
 from compress.recipe.keys import Duration
 from compress.recipe.paths import CODE, PATHS, KeyPath, from_here, portable_path, with_path
 from compress.recipe.settings import OWN, Recipe
+from compress.recipe.start import written_out
 
 _SHORT = {("data", "npz"): "npz", ("data", "folder"): "folder"}  # --set data.npz=FILE: the source and its path in one
 _NOTHING = ("", "~", "null")
@@ -47,6 +48,7 @@ def read(
     folder = Path(os.path.abspath(path)).parent if root is None else root
     for key, text in (overrides or {}).items():
         _override(values, places, key, text, folder)
+    written_out(values, folder, lambda run: _load(str(run))[0])
     if budget is not None:
         values["budget"] = budget
         _place(places, ("budget",), "--budget")

@@ -11,7 +11,7 @@ from compress.recipe.settings import Recipe
 KeyPath = tuple[str, ...]
 # Keys that hold a path, and those of an import path, which may name a file; "method" stands for each of "steps".
 WEIGHTS: set[KeyPath] = {("model", "weights"), ("train", "teacher", "weights")}
-PATHS: set[KeyPath] = {*WEIGHTS, ("data", "path"), ("method", "like"), ("method", "of")}
+PATHS: set[KeyPath] = {*WEIGHTS, ("data", "path"), ("method", "like"), ("method", "of"), ("model", "from")}
 CODE: set[KeyPath] = {("model", "factory"), ("train", "teacher", "factory"), ("method", "name")}
 CODE |= {("train", key) for key in ("loss", "metric", "step")}
 

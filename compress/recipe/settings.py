@@ -88,7 +88,18 @@ def _named(steps: Any) -> Any:
     return [{"name": step} if isinstance(step, str) else step for step in steps] if isinstance(steps, list) else steps
 
 
-class Model(Keys):
+def _from(schema: dict[str, Any]) -> None:
+    """Let a JSON Schema of the model have the key that `start.written_out` replaces."""
+    text = (
+        "The folder of a finished run, relative to the recipe, to go on from its network as it is: short for its "
+        "factory and args, the folder as weights, and the mean and std of its pixels."
+    )
+    schema["properties"]["from"] = {"type": "string", "description": text}
+    schema["anyOf"] = [{"required": ["factory"]}, {"required": ["from"]}]
+    schema.pop("required", None)
+
+
+class Model(Keys, json_schema_extra=_from):
     """The full network, which 'base', '50%' and the train-cost refer to."""
 
     factory: Annotated[str, AfterValidator(import_path)]
@@ -99,8 +110,9 @@ class Model(Keys):
     """Shape of the input, [channels, height, width] in pixels or [channels, ...] of other arrays, or of each of
     several, the images first, as in [[3, 8, 8], [10]]; null takes it from the data."""
     weights: str | None = None
-    """A .safetensors file or a saved state_dict to start from, relative to the recipe; null: the factory's own weights,
-    which it may have loaded itself. For methods that prune or that grow with begin: present; the others draw anew."""
+    """A .safetensors file, a saved state_dict or the folder of a finished run to start from, relative to the recipe (a
+    run's network is the full one, as narrow as it is); null: the factory's own, which it may have loaded itself. For
+    methods that prune or that grow with begin: present; the others draw anew."""
     weights_key: str | None = None
     """Which weights of a checkpoint that holds several, such as 'state_dict_ema', or 'ema.model' where dictionaries lie
     in each other; null: the only ones."""

@@ -99,7 +99,7 @@ def test_a_part_of_a_budget_is_that_part_of_every_limit_that_is_counted() -> Non
 
 def test_every_method_says_what_a_step_before_it_may_take() -> None:
     before = {name: settings_of(name).share_before for name in METHODS}
-    others = {"adenel": 0.5, "autogrow": 0.5, "refit": 1.0, "scratch": 1.0, "uniform": 1.0}
+    others = {"adenel": 0.5, "autogrow": 0.5, "refit": 1.0, "scratch": 1.0, "tune": 1.0, "uniform": 1.0}
     assert before == dict.fromkeys(METHODS, 2.0) | others  # all else prunes
 
 

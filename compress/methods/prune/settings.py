@@ -140,3 +140,20 @@ class Soft(Before):
 
     name: Literal["soft"] = "soft"
     """The method."""
+
+
+class Tuning(Step):
+    """Train a network on as it is, at the best of a few rates: on new data, say, or for longer."""
+
+    name: Literal["tune"] = "tune"
+    """The method."""
+    tune: Tune = Tune()
+    """The training."""
+    rates: tuple[Positive, ...] = (1.0, 0.3, 0.1)
+    """Where tune.lr says none: shares of train.lr that are tried as rates, for a tenth of tune's epochs each, and the
+    validation images choose. [] takes train.lr."""
+
+    @property
+    def last_epochs(self) -> float:
+        """All of them."""
+        return self.tune.epochs
