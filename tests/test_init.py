@@ -35,14 +35,14 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def pictures(folder: Path, classes: int = 2) -> Path:
-    """A folder of 48 grey images of 9 x 9 pixels."""
+def pictures(folder: Path, classes: int = 2, mode: str = "L") -> Path:
+    """A folder of 48 images of 9 x 9 pixels, grey unless said."""
     from PIL import Image
 
     for number in range(48):
         path = folder / f"train/kind{number % classes}/{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (9, 9), number * 5).save(path)
+        Image.new("L", (9, 9), number * 5).convert(mode).save(path)
     return folder
 
 
@@ -219,7 +219,7 @@ def test_without_mean_and_std_it_says_where_they_belong() -> None:
 
 
 def test_weights_of_torchvision_are_taken_for_imagenets(shop: Path) -> None:
-    source = pictures(shop / "images")
+    source = pictures(shop / "images", mode="RGB")
     torch.manual_seed(0)
     model = construct("torchvision.models:squeezenet1_1", {"num_classes": 2})
     save_file(model.state_dict(), "w.safetensors")

@@ -22,6 +22,7 @@ METHODS = {
     "adenel": Entry("adenel.settings:Adenel", "adenel.method:AdeNeL"),
     "autogrow": Entry("autogrow.settings:Autogrow", "autogrow.method:AutoGrow"),
     "group": Entry("prune.settings:Group", "prune.method:Pruning"),
+    "grow_prune": Entry("prune.settings:GrowPrune", "prune.method:Pruning"),
     "hessian": Entry("prune.settings:Hessian", "prune.method:Pruning"),
     "l1": Entry("prune.settings:L1", "prune.method:Pruning"),
     "lwp": Entry("lwp.settings:Lwp", "lwp.method:LWP"),

@@ -12,7 +12,7 @@ from compress.budget.allocation import worthiest
 from compress.budget.landing import land
 from compress.budget.limits import Budget
 from compress.methods.protocol import Lab
-from compress.methods.prune.settings import Prune
+from compress.methods.prune.settings import GrowPrune, Prune
 from compress.reading.graph import Graph
 from compress.surgery.ranking import Ranks, largest
 
@@ -35,6 +35,9 @@ def shared_out(lab: Lab, keys: Prune, ranks: Ranks, align: int) -> dict[str, int
     even = evenly(graph, lab.budget, align)
     if keys.allocate == "even":
         return even
+    if keys.allocate == "score" and isinstance(keys, GrowPrune):  # what has opened
+        opened = {name: max(least[name], int((rank > 0).sum())) for name, rank in ranks.items()}
+        return land(graph.price, least, opened, lab.budget, align=align, ceiling=now)
     if keys.allocate == "score":
         worth = {name: ranks[name] / (ranks[name].mean() or 1.0) for name in now} if keys.relative else dict(ranks)
     else:

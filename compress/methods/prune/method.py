@@ -17,7 +17,7 @@ is judged by all of the layers that make it, and shares follow from the budget.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,10 +27,11 @@ from compress.budget.limits import Budget
 from compress.methods.protocol import ALONE, Around, Lab, Method
 from compress.methods.prune.allocation import evenly, shared_out
 from compress.methods.prune.before import penalised, soft, softened
+from compress.methods.prune.gates import gated, kept
 from compress.methods.prune.rate import found
 from compress.methods.prune.repair import repair
 from compress.methods.prune.scores import SCORES
-from compress.methods.prune.settings import Before, ByReaders, Prune, Slimming, Soft
+from compress.methods.prune.settings import Before, ByReaders, GrowPrune, Prune, Slimming, Soft
 from compress.reading.graph import Graph
 from compress.surgery.ranking import largest
 from compress.surgery.surgeon import Surgeon
@@ -56,6 +57,11 @@ class Pruning(Method[State]):
     settings: Prune
     around: Around = ALONE
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether it goes on from the weights that the model has: all but one that grows."""
+        return not isinstance(self.settings, GrowPrune)
+
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave one filter, or one aligned block, in every free space."""
         surgeon.resize(self._least(surgeon.graph))
@@ -71,6 +77,8 @@ class Pruning(Method[State]):
 
     def init(self, lab: Lab) -> State:
         """Narrow the network, unless it is trained for that first; one that fits already stays as it is, to the bit."""
+        if not self.keeps_weights:
+            lab.refill()
         self.ready(lab, State())  # before the first cut, for scores that look at gradients
         if lab.budget.holds(lab.graph.price.cost(lab.graph.widths)):
             lab.note("kept", widths=lab.widths, val=lab.score().accuracy)
@@ -117,7 +125,7 @@ class Pruning(Method[State]):
         def rate(step: int) -> float:
             return lr_at(course.schedule, course.lr or lab.keys.lr, (step - begin) / total, course.warmup)
 
-        with penalised(lab, keys) if isinstance(keys, Slimming) else nullcontext():
+        with _beside(lab, keys, state.at, total):
             trained = lab.train(steps, rate)
         state, numbers = replace(state, at=state.at + steps), dict[str, Any]()
         if isinstance(keys, Soft):
@@ -153,7 +161,15 @@ class Pruning(Method[State]):
         if keys.repair != "none":
             repair(lab, keys.repair, keys.batches if isinstance(keys, ByReaders) else BATCHES, keep)
         lab.narrow(keep)
+        kept(lab, keep)
         lab.scored("narrowed", widths=lab.widths)
         if keys.recalibrate and any(isinstance(m, _BatchNorm) for m in lab.model.modules()):
             lab.recalibrate(keys.recalibrate)
             lab.scored("recalibrated")
+
+
+def _beside(lab: Lab, keys: Prune, at: int, total: int) -> AbstractContextManager[None]:
+    """What a score does to the training before its first cut, `at` of whose `total` steps are done."""
+    if isinstance(keys, Slimming):
+        return penalised(lab, keys)
+    return gated(lab, keys, at, total) if isinstance(keys, GrowPrune) else nullcontext()

@@ -13,6 +13,7 @@ hessian   LeCun et al. 1990, "Optimal Brain Damage": half of the squared weights
           for which the mean squared gradient of batches stands, summed over the filters that make a channel and the
           columns that read it. Likewise not read.
 slimming, soft                    see `before.py`
+grow_prune                        see `gates.py`
 thinet, provable, reconstruct     see `layerwise.py`
 random    numbers drawn from the run's seed: the control.
 """
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from compress.methods.protocol import Lab
 from compress.methods.prune.before import slimming, soft
+from compress.methods.prune.gates import grow_prune
 from compress.methods.prune.layerwise import provable, reconstruct, thinet
 from compress.methods.prune.settings import ByGradients, Prune
 from compress.surgery.ranking import Ranks, importance, per_channel
@@ -106,7 +108,7 @@ def random(lab: Lab, keys: Prune) -> Ranks:
 
 SCORES: Mapping[str, Callable[[Lab, Prune], Ranks]] = {
     score.__name__: score
-    for score in (l1, group, taylor, hessian, slimming, soft, thinet, provable, reconstruct, random)
+    for score in (l1, group, taylor, hessian, slimming, soft, grow_prune, thinet, provable, reconstruct, random)
 }
 
 

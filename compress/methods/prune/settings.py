@@ -1,8 +1,10 @@
 """The keys of pruning, which are the same whatever the channels are judged by."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from compress.recipe.keys import Count, Duration, Fraction, Positive, SpanOrNone, Whole
+from pydantic import BeforeValidator, Field
+
+from compress.recipe.keys import Count, Duration, Fraction, Positive, SpanOrNone, Whole, number
 from compress.recipe.step import Course, Step, Tune
 
 
@@ -140,6 +142,26 @@ class Soft(Before):
 
     name: Literal["soft"] = "soft"
     """The method."""
+
+
+class GrowPrune(Before):
+    """Learn which channels are needed, in a net that grows from a few of them and is pruned at once (Yuan et al. 2021);
+    all weights are drawn anew."""
+
+    name: Literal["grow_prune"] = "grow_prune"
+    """The method."""
+    before: Course = Course(epochs=20, schedule="constant")
+    """Training in which channels come and go."""
+    seed: Fraction = 0.25
+    """Part of each layer's channels that is open at the start."""
+    gate_lr: Positive = 0.5
+    """Learning rate of gates."""
+    weight: Positive = 0.02
+    """Weight of the cost, as long as it is twice the budget."""
+    steepest: Annotated[float, Field(gt=1), BeforeValidator(number)] = 200.0
+    """Steepness of gates at the end, 1 at the start; 200 leaves nearly none between open and closed."""
+    allocate: Literal["even", "score", "sensitivity"] = "score"
+    """As elsewhere; score: as many in each layer as have opened."""
 
 
 class Tuning(Step):
