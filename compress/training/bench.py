@@ -51,7 +51,8 @@ from compress.training.train import (
 )
 
 T = TypeVar("T")
-LOOK, LOOKED_AT = 2, 1024  # training batches, and validation images, that a trial sees
+LOOK, LOOKED_AT = 2, 1024  # training batches, and validation images, that a trial sees; of a large net ...
+TRIAL, FEW = 3 * 10**11, 128  # ... as many as so many MACs pay for, and no fewer than that
 APART = 1.25  # how much more of the budget a grown net takes than the one that was kept before it
 
 
@@ -254,7 +255,8 @@ class Bench:
             other.narrow(name, positions)
         place(other.model, self.device, self.layout)
         recalibrate(other.model, self.data, LOOK)
-        seen = score(other.model, self.data, "val", self.precision, self.task, most=LOOKED_AT)
+        images = max(FEW, min(LOOKED_AT, TRIAL // max(1, self.cost().macs)))
+        seen = score(other.model, self.data, "val", self.precision, self.task, most=images)
         self.spent += other.graph.price.cost(other.graph.widths).macs * (LOOK * self.data.batch + seen.images)
         return seen
 

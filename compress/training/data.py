@@ -101,12 +101,15 @@ class Data:
                 blank(x, self.centres(number).to(self.device, non_blocking=True), self.cutout)
             yield _batch(x, others), y
 
-    def split(self, name: str, batch: int = 512) -> Iterator[tuple[Batch, Tensor]]:
+    def split(self, name: str, batch: int = 512, most: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
         """Yield all of "train", "val" or "test" in order, not varied: (x float32 [n, C, H, W], y int64 [n]).
 
-        Raises UsageError where the data has no such images.
+        Or `most` of them, evenly spread, for they may lie class by class. Raises UsageError where the data has no such
+        images.
         """
         source, numbers = self._part(name)
+        if most is not None and most < len(numbers):
+            numbers = numbers[torch.arange(most) * len(numbers) // most]
         taken = source.take(torch.split(numbers, batch))
         return ((_batch(self._normalised(images), others), y) for images, *others, y in taken)
 

@@ -188,11 +188,11 @@ def score(
     split: str,
     precision: str = "fp32",
     task: Task | None = None,
-    most: float = math.inf,
+    most: int | None = None,
 ) -> Score:
     """Return the accuracy and loss on "train", "val" or "test", in eval mode; the model is left as it was.
 
-    Of all images, or of the batches that begin before the `most`th.
+    Of all images, or of `most`, evenly spread.
 
     Raises UsageError where the data has no such images.
     """
@@ -200,13 +200,11 @@ def score(
     loss = good = images = 0.0
     with modes_kept(model):
         model.eval()
-        for x, y in data.split(split):
+        for x, y in data.split(split, most=most):
             mean, scores = task.run(model, x, y, precision)
             loss += mean.item() * len(y)
             good += scores.item()
             images += len(y)
-            if images >= most:
-                break
     return Score(accuracy=good / images, loss=loss / images, images=int(images))
 
 
