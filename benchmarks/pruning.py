@@ -29,10 +29,12 @@ from torch import Tensor, nn
 
 from compress._plan import methods_of
 from compress._run import develop, prepare
+from compress.export.comparison import two_sided
 from compress.recipe.settings import Recipe
 from compress.training.bench import Bench
 
-ROWS, PAGE = (Path(__file__).with_name("results") / f"pruning.{kind}" for kind in ("jsonl", "md"))
+ROWS, PAGE, NOTES = (Path(__file__).with_name("results") / f"pruning.{kind}" for kind in ("jsonl", "md", "notes"))
+BEST = "reconstruct, by sensitivity"  # what `compress init --weights` writes
 PLAIN = ("l1", "group", "taylor", "hessian", "thinet", "provable", "reconstruct", "slimming", "soft", "random")
 ARMS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in PLAIN},
@@ -205,51 +207,72 @@ def missing(wanted: Iterator[tuple[str, str, str, int, int]]) -> Iterator[tuple[
 
 def page() -> str:
     """The table, and what is missing of it."""
+    every = rows()
+    earlier = sorted({row["score"] for row in every} - {*ARMS, *RIVALS, "scratch"})
+    groups = [(net, share, many) for net in NETS for share in SHARES for many in EPOCHS]
+    order = [(*group, score) for group in groups for score in (*ARMS, *RIVALS, *earlier, "scratch")]
+    wanted = {(*group, score, seed) for group in groups for score in (*ARMS, *RIVALS, "scratch") for seed in SEEDS}
+    lacking = len(wanted - {(row["net"], row["share"], row["epochs"], row["score"], row["seed"]) for row in every})
     lines = [
         "# What a trained network is worth after it was cut",
         "",
         (__doc__ or "").split("\n\n", 2)[2].strip(),
         "",
-        "Each arm is tuned at the best of three rates (0.2, 0.06, 0.02; a tenth of its epochs each, on validation "
-        "images) with a linear fall. Given are validation accuracies directly after the cut and after 32 batches "
-        "through the batch norms, then test accuracy, all in %, means and standard deviations of the seeds there are.",
+        NOTES.read_text(encoding="utf-8").strip(),
         "",
-        "| net | share of MACs | epochs | score | cut | recalibrated | test | seeds |",
+        *duels(every),
+        "",
+        "## Every arm",
+        "",
+        "Validation accuracies directly after the cut and after 32 batches through the batch norms, then test accuracy, in "
+        "%, means and standard deviations of the seeds there are.",
+        "",
+        "| net | share of MACs | epochs | arm | cut | recalibrated | test | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    there: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows():
-        there.setdefault((row["net"], row["share"], str(row["epochs"]), row["score"]), []).append(row)
-    order = [
-        (net, share, str(many), score)
-        for net in NETS
-        for share in SHARES
-        for many in EPOCHS
-        for score in (
-            *ARMS,
-            *RIVALS,
-            *sorted({row["score"] for row in rows()} - {*ARMS, *RIVALS, "scratch"}),
-            "scratch",
-        )
-    ]
     for key in order:
-        if found := there.get(key):
-            parts = [[row[name] for row in found if row[name] is not None] for name in ("cut", "recalibrated", "test")]
-            shown = [
-                f"{100 * fmean(part):.1f}{f' ± {100 * stdev(part):.1f}' if len(part) > 1 else ''}" if part else ""
-                for part in parts
-            ]
-            lines.append(f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {' | '.join(shown)} | {len(found)} |")
-    lacking = len(order) * len(SEEDS) - len(rows())
-    lines += [
-        "",
-        f"{lacking} of {len(order) * len(SEEDS)} rows are still missing." if lacking else "All rows are there.",
-    ]
-    full = {(row["net"], row["seed"]): row["full"] for row in rows()}
+        if found := [row for row in every if (row["net"], row["share"], row["epochs"], row["score"]) == key]:
+            lines.append(f"| {' | '.join(map(str, key))} | {' | '.join(figures(found))} | {len(found)} |")
+    lines += ["", f"{lacking} of {len(wanted)} rows are still missing." if lacking else "All rows are there."]
+    full = {(row["net"], row["seed"]): row["full"] for row in every}
     for net in NETS:
         if some := [value for (name, _), value in full.items() if name == net]:
             lines.append(f"The full {net} net has {100 * fmean(some):.1f} % on test images ({len(some)} seeds).")
     return "\n".join([*lines, "", f"`{command()}`; {machine()}", ""])
+
+
+def figures(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Mean and standard deviation of the accuracies after the cut, recalibrated and tuned."""
+    for name in ("cut", "recalibrated", "test"):
+        part = [100 * row[name] for row in found if row[name] is not None]
+        spread = f" \u00b1 {stdev(part):.1f}" if len(part) > 1 else ""
+        yield f"{fmean(part):.1f}{spread}" if part else ""
+
+
+def duels(every: list[dict[str, Any]]) -> Iterator[str]:
+    """One arm against every other one, cell by cell: the same net, share, epochs and seed."""
+    cell = {(row["net"], row["share"], row["epochs"], row["seed"], row["score"]): row for row in every}
+    yield f"## `{BEST}` against the others"
+    yield ""
+    yield "Test accuracy, and validation accuracy directly after recalibration, in points ahead, cell by cell: mean and"
+    yield "standard error over cells, p of a paired t-test (of correlated cells, so a hint), and the least of all cells."
+    yield ""
+    yield "| against | cells | ahead, tuned | p | least | ahead, recalibrated |"
+    yield "|---|---|---|---|---|---|"
+    for score in (*ARMS, *RIVALS, "scratch"):
+        pairs = [
+            (row, cell[*key[:4], score]) for key, row in cell.items() if key[4] == BEST and (*key[:4], score) in cell
+        ]
+        if score == BEST or not pairs:
+            continue
+        apart = [100 * (ours["test"] - theirs["test"]) for ours, theirs in pairs]
+        early = [100 * (o["recalibrated"] - t["recalibrated"]) for o, t in pairs if t["recalibrated"] is not None]
+        mean, error = fmean(apart), stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else None
+        p = f"{two_sided(mean / error, len(apart) - 1):.1g}" if error else ""
+        shown = f"{mean:+.2f}" + (f" \u00b1 {error:.2f}" if error is not None else "")
+        yield (
+            f"| {score} | {len(apart)} | {shown} | {p} | {min(apart):+.2f} | {f'{fmean(early):+.1f}' if early else ''} |"
+        )
 
 
 def main() -> None:
