@@ -224,8 +224,8 @@ def page() -> str:
         "",
         "## Every arm",
         "",
-        "Validation accuracies directly after the cut and after 32 batches through the batch norms, then test accuracy,",
-        "in %, means and standard deviations of the seeds there are.",
+        "Validation accuracies directly after the cut and after 32 batches through the batch norms, then test",
+        "accuracy, in %, means and standard deviations of the seeds there are.",
         "",
         "| net | share of MACs | epochs | arm | cut | recalibrated | test | seeds |",
         "|---|---|---|---|---|---|---|---|",
@@ -254,8 +254,8 @@ def duels(every: list[dict[str, Any]]) -> Iterator[str]:
     cell = {(row["net"], row["share"], row["epochs"], row["seed"], row["score"]): row for row in every}
     yield f"## `{BEST}` against the others"
     yield ""
-    yield "Points ahead in test accuracy, and in validation accuracy directly after recalibration, cell by cell: mean and"
-    yield "standard error, p of a paired t-test (cells are no independent draws, so a hint), and the least of all cells."
+    yield "Points ahead in test accuracy, and in validation accuracy directly after recalibration, cell by cell: mean"
+    yield "and standard error, p of a paired t-test (cells are no independent draws: a hint), and the least of all cells."
     yield ""
     yield "| against | cells | ahead, tuned | p | least | ahead, recalibrated |"
     yield "|---|---|---|---|---|---|"
