@@ -255,7 +255,7 @@ def duels(every: list[dict[str, Any]]) -> Iterator[str]:
     yield f"## `{BEST}` against the others"
     yield ""
     yield "Points ahead in test accuracy, and in validation accuracy directly after recalibration, cell by cell: mean"
-    yield "and standard error, p of a paired t-test (cells are no independent draws: a hint), and the least of all cells."
+    yield "and standard error, p of a paired t-test (cells are not independent: a hint), and the least of all cells."
     yield ""
     yield "| against | cells | ahead, tuned | p | least | ahead, recalibrated |"
     yield "|---|---|---|---|---|---|"

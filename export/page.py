@@ -113,9 +113,31 @@ def _gained(report: Report) -> Lines:
     return [
         f"- accuracy ({inert(accuracy.metric)}): validation {val}{required and f' (required: {required})'}, "
         + (f"test {test}" if test else "no test set"),
+        *_around_a_cut(report),
         f"- training: {_spent(report)}",
         f"- masked against compact network: largest difference {report.drift:.1e}",
     ]
+
+
+_CUT = {"start": "before", "narrowed": "directly after", "recalibrated": "with batch norms estimated anew"}
+
+
+def _around_a_cut(report: Report) -> Lines:
+    """What a network that was narrowed scored on the way, at its first cut."""
+    rows: dict[str, Mapping[str, Any]] = {}
+    for row in report.history:
+        if row.event in _CUT and row.event not in rows:
+            rows[row.event] = row.plain()
+    if "narrowed" not in rows:
+        return []
+    metric = report.accuracy.metric
+    said = [
+        f"{_CUT[event]} {show_score(row['val'], metric)}"
+        + (f" ({show_score(row['test'], metric)})" if row.get("test") is not None else "")
+        for event, row in rows.items()
+        if row.get("val") is not None
+    ]
+    return [f"- around the cut, validation (test): {', '.join(said)}"]
 
 
 def _spent(report: Report) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 import compress
 from compress._plan import methods_of, plan
 from compress._run import develop, prepare, run
+from compress.budget.units import show_score
 from compress.errors import ArtifactError, Infeasible, UsageError
 from compress.methods.prune.method import Pruning
 from compress.methods.prune.scores import SCORES
@@ -174,6 +175,9 @@ def test_a_run_reports_where_it_began_the_means_it_was_told_and_a_half_precision
     assert told["history"][0] == {**where, **base, "widths": {"stem": 12, "body.0": 20}}
     assert [line["event"] for line in told["history"][1:]] == ["narrowed", "recalibrated", "rate", "tune"]
     assert all({"val", "test"} <= line.keys() for line in told["history"][:3])
+    line = next(line for line in Path("out/report.md").read_text().splitlines() if "around the cut" in line)
+    for row in told["history"][:3]:
+        assert f"{show_score(row['val'], 'top-1')} ({show_score(row['test'], 'top-1')})" in line
     assert told["verdict"]["code"] == 0
     assert (told["preprocessing"]["mean"], told["preprocessing"]["std"]) == ([0.25], [0.5])
     assert json.loads(Path("out/report.json").read_text()) == told
