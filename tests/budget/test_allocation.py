@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.budget.allocation import worthiest
+from compress.budget.allocation import filled, worthiest
 from compress.budget.landing import land
 from compress.budget.limits import Budget
 from compress.budget.price import Price, Term
@@ -93,6 +93,18 @@ def test_landing_fills_up_what_is_left() -> None:
     landed = land(price, dict.fromkeys(full, 1), goal, budget, ceiling=full)
     assert all(landed[name] >= goal[name] - 1 for name in full)
     assert budget.utilisation(price.cost(landed)) > 0.999
+
+
+def test_a_goal_with_room_left_is_filled_up_further_than_usual() -> None:
+    price = chain(4, 4, 1)
+    full, goal = {"c0": 12, "c1": 12, "c2": 60}, {"c0": 12, "c1": 1, "c2": 1}
+    budget = Budget.parse(f"{price.cost({'c0': 12, 'c1': 4, 'c2': 3}).macs}MACs")
+    ones = dict.fromkeys(full, 1)
+    usual = budget.utilisation(price.cost(land(price, ones, goal, budget, ceiling=full)))
+    landed = filled(price, ones, goal, budget, ceiling=full)
+    assert usual < 0.95
+    assert budget.holds(price.cost(landed))
+    assert budget.utilisation(price.cost(landed)) > max(usual, 0.97)
 
 
 def test_units_of_wide_layers_are_multiples_of_the_alignment() -> None:
