@@ -19,6 +19,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from compress.budget.price import Ints, Price
@@ -159,10 +160,10 @@ class Graph:
 
 def _rewritten(slot: Slot, space: Space, kept: Sequence[int], added: Sequence[int]) -> tuple[Ints, Ints]:
     """Old index of every new one, and the units: only the `kept` of this space, and the `added` behind each block."""
-    runs = slot.runs[space.name]
-    mine = np.flatnonzero(np.isin(slot.units, space.units))
+    runs, top = slot.runs[space.name], int(slot.units.max(initial=0))
+    mine = np.flatnonzero(_marked(space.units, top)[slot.units])
     ends = mine[np.cumsum(runs) * space.width - 1] + 1
-    stays = ~np.isin(slot.units, sorted(set(space.units) - set(kept)))
+    stays = ~_marked(set(space.units) - set(kept), top)[slot.units]
     source: list[Ints] = []
     units: list[Ints] = []
     for start, end, run in zip([0, *ends], [*ends, len(slot.units)], [*runs, 0], strict=True):
@@ -171,6 +172,13 @@ def _rewritten(slot: Slot, space: Space, kept: Sequence[int], added: Sequence[in
         source += [old, np.full(len(fresh), -1)]
         units += [slot.units[old], fresh]
     return np.concatenate(source), np.concatenate(units)
+
+
+def _marked(units: Iterable[int], top: int) -> NDArray[np.bool_]:
+    """Which of the units from 0 to `top` these are [top + 1]: looking one up is quicker than looking for it."""
+    marks, some = np.zeros(top + 1, bool), np.fromiter(units, np.int64)
+    marks[some[some <= top]] = True
+    return marks
 
 
 def read(
@@ -285,10 +293,10 @@ def _runs(positions: Ints, width: int) -> tuple[int, ...] | None:
 
 def _free_params(traced: Trace, units: Mapping[Axis, Ints], free: Mapping[int, str]) -> int:
     """How many parameters stand at an index that belongs to a free space, along any of their axes."""
-    known = np.array(sorted(free), dtype=np.int64)
-    count = 0
+    known = _marked(free, max((int(vec.max(initial=0)) for vec in units.values()), default=0))
+    none, count = np.zeros(0, np.int64), 0
     for name, parameter in traced.model.named_parameters():
-        taken = [int(np.isin(units.get((name, d), ()), known).sum()) for d in range(parameter.dim())]
+        taken = [int(known[units.get((name, d), none)].sum()) for d in range(parameter.dim())]
         count += parameter.numel() - prod(size - n for size, n in zip(parameter.shape, taken, strict=True))
     return count
 
