@@ -7,7 +7,6 @@ holds up nobody but those that come after it.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -91,9 +90,9 @@ def _started(piece: Piece, environment: Mapping[str, str]) -> subprocess.Popen[b
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt what still runs, wait until it has saved its work, and end it by force where it takes too long."""
+    """Tell what still runs to end, wait until it has saved its work, and end it by force where it takes too long."""
     for process in processes:
-        process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+        process.terminate()
     until = time.monotonic() + PATIENCE
     for process in processes:
         try:

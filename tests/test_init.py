@@ -208,7 +208,7 @@ def test_weights_make_a_recipe_that_prunes_them_and_that_runs() -> None:
     assert said.methods[0].model_dump()["allocate"] == "sensitivity"
     short = {"method.tune.epochs": "1", "method.batches": "2"}
     told = compress.run("recipe.yaml", out="out", overrides=short).report.plain()
-    assert [line["event"] for line in told["history"]] == ["start", "narrowed", "recalibrated", "rate", "tune"]
+    assert [line["event"] for line in told["history"]] == ["start", "narrowed", "recalibrated", "tune"]
     assert told["landing"]["utilisation"] > 0.9
 
 

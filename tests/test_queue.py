@@ -65,11 +65,13 @@ def test_what_fails_is_told_with_its_log_and_only_what_needs_it_is_left_out(tmp_
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 def test_an_interrupt_lets_what_runs_save_its_work(tmp_path: Path) -> None:
     inner = (
-        "import time\ntry:\n    print('on', flush=True); time.sleep(60)\n"
-        "except KeyboardInterrupt:\n    print('saved', flush=True)"
+        "import signal, time\n"
+        "def end(*_):\n    print('saved', flush=True); raise SystemExit(1)\n"
+        "signal.signal(signal.SIGTERM, end); print('on', flush=True); time.sleep(60)"
     )
-    outer = (
-        "from pathlib import Path; import sys; from compress.queue import Piece, work_off\n"
+    outer = (  # which a shell may have started with interrupts switched off
+        "import signal, sys; from pathlib import Path; from compress.queue import Piece, work_off\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"work_off([Piece('one', (sys.executable, '-c', {inner!r}), Path({str(tmp_path / 'log')!r}))], 1, "
         "lambda done, left: None, lambda piece: None)"
     )

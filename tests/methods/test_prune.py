@@ -173,7 +173,7 @@ def test_a_run_reports_where_it_began_the_means_it_was_told_and_a_half_precision
     }
     base = {key: told["base"][key] for key in ("macs", "params")}
     assert told["history"][0] == {**where, **base, "widths": {"stem": 12, "body.0": 20}}
-    assert [line["event"] for line in told["history"][1:]] == ["narrowed", "recalibrated", "rate", "tune"]
+    assert [line["event"] for line in told["history"][1:]] == ["narrowed", "recalibrated", "tune"]
     assert all({"val", "test"} <= line.keys() for line in told["history"][:3])
     line = next(line for line in Path("out/report.md").read_text().splitlines() if "around the cut" in line)
     for row in told["history"][:3]:

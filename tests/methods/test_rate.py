@@ -53,12 +53,16 @@ def test_the_rate_that_trains_best_is_found_and_the_network_is_as_it_was() -> No
 def test_a_rate_that_breaks_the_net_is_not_taken_and_where_all_do_it_is_told() -> None:
     lab = lab_of()
     ready = lambda: methods_of(lab.recipe)[0].ready(lab, None)  # noqa: E731
+    assert found(lab, Tune(), 40, (1e20, 0.01), ready) == 1e20  # 4 steps would tell nothing: the first
+    assert (lab.step, lab.history) == (0, [])
     assert found(lab, Tune(), 50, (1e20, 0.01), ready) == 0.01
     with pytest.raises(UsageError, match="The loss became"):
         found(lab, Tune(), 50, (1e20,), ready)
 
 
-@pytest.mark.parametrize(("said", "tried"), [({}, 3), ({"tune": {"epochs": 1, "lr": 0.02}}, 0), ({"rates": []}, 0)])
+@pytest.mark.parametrize(
+    ("said", "tried"), [({"tune": {"epochs": 6}}, 3), ({"tune": {"epochs": 1, "lr": 0.02}}, 0), ({"rates": []}, 0)]
+)
 def test_it_is_looked_for_only_where_none_is_said(tmp_path: Path, said: dict[str, Any], tried: int) -> None:
     lab = lab_of(**said)
     develop(lab, methods_of(lab.recipe), tmp_path)
