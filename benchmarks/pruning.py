@@ -34,7 +34,7 @@ from compress.recipe.settings import Recipe
 from compress.training.bench import Bench
 
 ROWS, PAGE, NOTES = (Path(__file__).with_name("results") / f"pruning.{kind}" for kind in ("jsonl", "md", "notes"))
-BEST = "reconstruct, by sensitivity"  # what `compress init --weights` writes
+BEST = "reconstruct"  # what `compress init --weights` writes
 PLAIN = ("l1", "group", "taylor", "hessian", "thinet", "provable", "reconstruct", "slimming", "soft", "random")
 ARMS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in PLAIN},

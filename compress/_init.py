@@ -296,7 +296,6 @@ class _Draft:
     def _pruning(self) -> Iterator[Commented]:
         epochs = max(20, -(-TUNING // self.facts.epoch))
         yield "  name: reconstruct", "narrow it; what reads a narrowed layer is solved anew, to put out what it did"
-        yield "  allocate: sensitivity", "more from layers whose loss rises less when they alone are narrow"
         yield "  tune:", "training of the narrow net, at the best of three shares of train.lr, tried shortly"
         yield f"    epochs: {epochs}", "passes over the training images; more is better"
         yield "    schedule: linear", "course of the learning rate, down to zero"

@@ -205,7 +205,7 @@ def test_weights_make_a_recipe_that_prunes_them_and_that_runs() -> None:
     assert said.model.weights == "./trained.safetensors"
     assert (said.data.mean, said.data.std) == ((0.3,), (0.4,))
     assert said.methods[0].name == "reconstruct"
-    assert said.methods[0].model_dump()["allocate"] == "sensitivity"
+    assert said.methods[0].model_dump()["allocate"] == "even"
     short = {"method.tune.epochs": "1", "method.batches": "2"}
     told = compress.run("recipe.yaml", out="out", overrides=short).report.plain()
     assert [line["event"] for line in told["history"]] == ["start", "narrowed", "recalibrated", "tune"]
