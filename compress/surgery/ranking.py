@@ -1,4 +1,4 @@
-"""Which channels of a space matter most, by the l1 norms of the filters that make them (Li et al. 2017)."""
+"""Which channels of a space matter most, by the norms of the filters that make them (Li et al. 2017)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ def largest(ranks: Ranks, graph: Graph, widths: Mapping[str, int]) -> dict[str, 
     return {name: np.sort(np.argsort(-ranks[name], kind="stable")[: widths[name]]).tolist() for name in narrower}
 
 
-def importance(model: nn.Module, graph: Graph) -> dict[str, NDArray[np.float64]]:
-    """For every free space the l1 norms [width] of its channels' filters, summed over the layers that make them.
+def importance(
+    model: nn.Module, graph: Graph, *, power: int = 1, readers: bool = False
+) -> dict[str, NDArray[np.float64]]:
+    """For every free space the norms [width] of its channels' filters, summed over the layers that make them.
 
-    Each layer's norms are divided by their mean over the space, so that every layer has one vote.
+    The l1 norms, or with power=2 the l2 norms; with `readers` those of the columns that read a channel, too. Each
+    layer's norms are divided by their mean over the space, so that every layer has one vote.
     """
     tensors = dict(model.named_parameters())
     norms = {}
     for name in graph.free:
         space = graph.spaces[name]
         total = np.zeros(space.width)
-        for axis in space.producers:
-            if axis[0] in tensors:
-                mine = per_channel(graph, name, axis, tensors[axis[0]].detach().double().abs())
+        for axis in (*space.producers, *(space.consumers if readers else ())):
+            if axis[0] in tensors and (tensors[axis[0]].dim() > 1 or not readers):  # vectors belong to norms
+                sums = per_channel(graph, name, axis, tensors[axis[0]].detach().double().abs() ** power)
+                mine = sums ** (1 / power)
                 total += mine / (mine.mean() or 1.0)
         norms[name] = total
     return norms

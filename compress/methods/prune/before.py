@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -74,15 +73,8 @@ def penalised(lab: Lab, keys: Slimming) -> Iterator[None]:
 
 
 def soft(lab: Lab, keys: Prune) -> Ranks:
-    """The l2 norms of filters, each layer's divided by their mean over the space."""
-    tensors, ranks = dict(lab.model.named_parameters()), dict[str, NDArray[np.float64]]()
-    for name in lab.graph.free:
-        ranks[name] = np.zeros(lab.graph.spaces[name].width)
-        for axis in lab.graph.spaces[name].producers:
-            if axis[0] in tensors:
-                norms = np.sqrt(per_channel(lab.graph, name, axis, tensors[axis[0]].detach().double() ** 2))
-                ranks[name] += norms / (norms.mean() or 1.0)
-    return ranks
+    """The l2 norms of filters."""
+    return importance(lab.model, lab.graph, power=2)
 
 
 @torch.no_grad()

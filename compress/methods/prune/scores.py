@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.methods.protocol import Lab
@@ -44,17 +43,7 @@ def l1(lab: Lab, keys: Prune) -> Ranks:
 
 def group(lab: Lab, keys: Prune) -> Ranks:
     """The l2 norms of filters and of the columns that read them."""
-    tensors, ranks = dict(lab.model.named_parameters()), dict[str, NDArray[np.float64]]()
-    for name in lab.graph.free:
-        space = lab.graph.spaces[name]
-        total = np.zeros(space.width)
-        for axis in (*space.producers, *space.consumers):
-            if axis[0] not in tensors or tensors[axis[0]].dim() < 2:  # of norms, and what is no parameter
-                continue
-            norms = np.sqrt(per_channel(lab.graph, name, axis, tensors[axis[0]].detach().double() ** 2))
-            total += norms / (norms.mean() or 1.0)
-        ranks[name] = total
-    return ranks
+    return importance(lab.model, lab.graph, power=2, readers=True)
 
 
 def taylor(lab: Lab, keys: Prune) -> Ranks:
