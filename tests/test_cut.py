@@ -125,9 +125,9 @@ def test_the_smallest_net_with_a_score_is_found_by_halving_on_validation_images_
 ) -> None:
     drop, seen, split = 0.08, list[str](), Data.split
 
-    def recorded(self: Data, name: str) -> Any:
+    def recorded(self: Data, name: str, **how: Any) -> Any:
         seen.append(name)
-        return split(self, name)
+        return split(self, name, **how)
 
     def listen(event: Event) -> None:
         seen.extend([event.text] if isinstance(event, Doing) else [])

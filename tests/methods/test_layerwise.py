@@ -171,6 +171,19 @@ def test_a_repair_lowers_the_output_error_of_the_very_layers(lab: Bench, how: st
     assert after[1] < most * cut[1]
 
 
+@pytest.mark.parametrize("how", ["scale", "solve"])
+def test_a_channel_that_is_always_zero_keeps_the_weights_that_read_it(lab: Bench, how: str) -> None:
+    """They change no output now, and it may wake up in tuning; with zeros it would be cut out at the end."""
+    net: Any = lab.model
+    with torch.no_grad():
+        net.body.weight[2] = 0.0
+        net.body.bias[2] = -1.0
+    before = net.head.weight.detach().clone()
+    repair(lab, how, 2, {"body": [0, 2, 5]})
+    assert torch.equal(net.head.weight.detach()[:, 8:12], before[:, 8:12])
+    assert not torch.equal(net.head.weight.detach()[:, :4], before[:, :4])
+
+
 def test_solving_anew_finds_the_best_weights_that_there_are(lab: Bench) -> None:
     net: Any = lab.model
     last = torch.cat([one for _, one in given(lab)])

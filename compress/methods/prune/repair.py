@@ -10,6 +10,8 @@ from compress.methods.protocol import Lab
 from compress.methods.prune.layerwise import gram, ridged
 from compress.methods.prune.readers import Reader, moments, readers_of
 
+DEAD = 1e-9  # of the mean square of columns: what is less puts out nothing
+
 
 def repair(lab: Lab, how: str, batches: int, keep: dict[str, list[int]]) -> None:
     """Change what readers make of the channels that stay, so that their outputs are as before, as far as that goes.
@@ -35,7 +37,8 @@ def _solve(reader: Reader, moment: Tensor, stays: Tensor) -> None:
     whole = torch.cat([reader.weight.double(), last], 1)
     kept = torch.cat([stays, stays.new_full((1,), bias is not None)])
     solved = torch.linalg.solve(ridged(moment[kept][:, kept]), moment[kept] @ whole.T).T
-    whole[:, :-1][:, stays] = solved[:, : int(stays.sum())]
+    alive = moment.diagonal()[:-1] > DEAD * moment.diagonal()[:-1].mean()  # what is always zero keeps its weights
+    whole[:, :-1][:, stays & alive] = solved[:, : int(stays.sum())][:, alive[stays]]
     reader.give(whole[:, :-1])
     if bias is not None:
         bias.detach().copy_(solved[:, -1])
@@ -50,6 +53,8 @@ def _scale(reader: Reader, moment: Tensor, stays: Tensor) -> None:
             continue
         whole = products[left].sum(1)
         factors = torch.linalg.solve(ridged(products[left][:, left]), whole)
+        own = products.diagonal()[left]
+        factors = torch.where(own > DEAD * products.diagonal().mean(), factors, 1.0)
         for channel, factor in zip(left.tolist(), factors.tolist(), strict=True):
             weight[:, torch.from_numpy(channels == channel).to(moment.device)] *= factor
     reader.give(weight)
