@@ -22,7 +22,7 @@ from compress._cut import budgets as amounts
 from compress._plan import methods_of, plan
 from compress._run import run
 from compress.budget.units import parse
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError, Interrupted, UsageError
 from compress.export.comparison import Comparison, Ran, write_comparison
 from compress.export.report import Report
 from compress.export.seal import REPORT
@@ -180,8 +180,10 @@ def _carry_out(arms: Sequence[Arm], target: Path, workers: int | None, device: s
     """Work off what is not there yet."""
     (target / "jobs").mkdir(parents=True, exist_ok=True)
     many = workers or (1 if _on_gpu(device) else cores())
+    for arm in arms:
+        _refuse_another(arm, target)
     left = [arm for arm in arms if not arm.out.exists()]
-    pieces = [_piece(arm, number, target, device) for number, arm in enumerate(arms) if arm in left]
+    pieces = [_piece(arm, target, device) for arm in left]
     by_name = {piece.name: arm for piece, arm in zip(pieces, left, strict=True)}
     spent: list[float] = []
     listen(Doing(f"{len(arms)} runs, {len(left)} of them to do, {min(many, max(1, len(left)))} at a time, in {target}"))
@@ -197,7 +199,10 @@ def _carry_out(arms: Sequence[Arm], target: Path, workers: int | None, device: s
         rest = f"; {more} more, about {max(1, round(minutes))} min" if more else ""
         listen(Doing(f"{arm.name}: validation {reached.words('val')} in {done.seconds:,.0f} s{rest}"))
 
-    codes = work_off(pieces, many, tell, lambda piece: listen(Doing(f"{piece.name} begins")))
+    try:
+        codes = work_off(pieces, many, tell, lambda piece: listen(Doing(f"{piece.name} begins")))
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; --resume goes on with what is not done") from None
     if codes and not any(code in WELL for code in codes.values()):
         raise UsageError(f"no run came to its end: {_why(Done(pieces[0], codes[pieces[0].name], 0), left[0])}")
 
@@ -208,15 +213,36 @@ def _on_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
-def _piece(arm: Arm, number: int, target: Path, device: str) -> Piece:
-    """The process of a run, told by a file what to do."""
-    job = target / "jobs" / f"{number}.json"
+def _job(arm: Arm, target: Path) -> Path:
+    """The file that tells the process of a run what to do."""
+    return target / "jobs" / f"{'_'.join(arm.out.relative_to(target).parts)}.json"
+
+
+def _said(arm: Arm) -> dict[str, Any]:
+    """What it tells, without the device."""
     folder, after = str(arm.recipe.folder.absolute()), str(arm.after) if arm.after else None
-    said = {"recipe": arm.recipe.model_dump(mode="json"), "folder": folder, "out": str(arm.out), "after": after}
-    job.write_text(json.dumps({**said, "device": device}, indent=1) + "\n", encoding="utf-8")
+    return {"recipe": arm.recipe.model_dump(mode="json"), "folder": folder, "out": str(arm.out), "after": after}
+
+
+def _refuse_another(arm: Arm, target: Path) -> None:
+    """Raise UsageError where a run of that name was begun with other keys, data or cost: they would be mixed."""
+    job = _job(arm, target)
+    if job.is_file() and {**json.loads(job.read_text(encoding="utf-8")), "device": None} != {
+        **_said(arm),
+        "device": None,
+    }:
+        raise UsageError(
+            f"{arm.out} was begun with another recipe or train-cost; name another folder with --out, or remove {target}"
+        )
+
+
+def _piece(arm: Arm, target: Path, device: str) -> Piece:
+    """The process of a run."""
+    job = _job(arm, target)
+    job.write_text(json.dumps({**_said(arm), "device": device}, indent=1) + "\n", encoding="utf-8")
     command = (sys.executable, "-m", "compress._compare", str(job))
-    after_names = (f"{FULL}, 100%, seed {arm.seed}",) if arm.after and not arm.after.exists() else ()
-    return Piece(arm.name, command, job.with_suffix(".log"), after_names)
+    after = (f"{FULL}, 100%, seed {arm.seed}",) if arm.after and not arm.after.exists() else ()
+    return Piece(arm.name, command, job.with_suffix(".log"), after)
 
 
 def _why(done: Done, arm: Arm) -> str:

@@ -65,6 +65,11 @@ def test_every_run_has_the_same_cost_and_a_folder_and_a_second_call_goes_on(shop
     assert again == made
     assert next(event.text for event in told if isinstance(event, Doing)).startswith("4 runs, 0 of them to do")
 
+    more = compare("tiny.yaml", methods="uniform,l1,recipe", seeds=1, out="cmp", resume=True)  # in another order
+    assert sorted(row.folder for row in more.rows) == sorted(row.folder for row in made.rows)
+    with pytest.raises(UsageError, match="was begun with another recipe or train-cost"):
+        compare("tiny.yaml", methods="recipe,l1,uniform", seeds=1, out="cmp", resume=True, cost=5e7)
+
 
 def test_a_run_that_fails_is_told_and_the_others_stand(shop: Path) -> None:
     (shop / "bad.yaml").write_text(TINY.replace("seed_width: 2, round: 2 steps", "tune: {lr: 1.0e+30}"))
