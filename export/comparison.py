@@ -272,7 +272,7 @@ def _drawn(made: Comparison) -> Figure | None:
                 label=method,
             )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: show(round(size), unit)))
-    axes.tick_params(axis="x", rotation=15)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_title("Accuracy (top-1), %" if made.metric == "top-1" else f"Score, {made.metric}", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return drawn
