@@ -2,6 +2,7 @@
 
     python benchmarks/architectures.py            runs what has no row yet, and writes the page
     python benchmarks/architectures.py resnet50 timm:ghostnet_100 smp:Unet
+    python benchmarks/architectures.py --again    reads every network anew: its seconds, and what is free
 
 Of every network: seconds of reading (processor time), the share of parameters and MACs that is free, how far outputs
 move in float64 when every free space is widened and when a random half of each, silenced first, is cut out (`coverage`
@@ -105,8 +106,8 @@ def made(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return getattr(zoo, name)(**options), (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
 
 
-def row(name: str) -> dict[str, Any]:
-    """What is found out about one network."""
+def looked(name: str) -> tuple[nn.Module, tuple[int, ...], Graph, dict[str, Any]]:
+    """One network, its graph, and what reading it says."""
     torch.manual_seed(0)
     model, shape = made(name)
     start = time.process_time()
@@ -116,7 +117,12 @@ def row(name: str) -> dict[str, Any]:
     found |= {"params": base.params, "macs": base.macs, "free": len(graph.free), "spaces": len(graph.spaces)}
     found |= {"free_params": 1 - least.params / base.params, "free_macs": 1 - least.macs / max(base.macs, 1)}
     reasons = Counter((space.frozen or "")[:90] for space in graph.spaces.values() if space.frozen)
-    found["frozen"] = reasons.most_common(4)
+    return model, shape, graph, found | {"frozen": reasons.most_common(4)}
+
+
+def row(name: str) -> dict[str, Any]:
+    """What is found out about one network."""
+    model, shape, graph, found = looked(name)
     found["torch_pruning"] = rival(copy.deepcopy(model), shape)
     try:
         found["landed"] = landed(copy.deepcopy(model), shape, graph)
@@ -197,7 +203,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     text = [
         "# A hundred networks",
         "",
-        *(line for line in (__doc__ or "").splitlines()[5:10]),
+        *(line for line in (__doc__ or "").splitlines()[6:11]),
         "",
         f"{len(rows)} networks: {len(read)} are read, {len(exact)} of them exact ({EXACT:.0e} or rounding), "
         f"{len(landings)} landed on half of their MACs, at the least {100 * min(map(abs, landings)):.2f} % of it; "
@@ -234,10 +240,17 @@ def page(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=names())
+    parser.add_argument("--again", action="store_true", help="read networks anew that have their row")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     file = RESULTS / "architectures.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    for one in rows if args.again else []:
+        if one["name"] in args.names and "error" not in one:
+            one |= looked(one["name"])[3]
+            print(one["name"], one["seconds"], one["free"], flush=True)
+    if args.again:
+        file.write_text("".join(json.dumps(one) + "\n" for one in rows))
     for name in args.names:
         if name in {one["name"] for one in rows}:
             continue

@@ -70,6 +70,14 @@ class Edit:
     before: Graph
     after: Graph
 
+    def then(self, other: Edit) -> Edit:
+        """Both in one step: of `other`, which was planned on what this one leaves."""
+        takes = dict(self.takes)
+        for axis, later in other.takes.items():
+            first = takes.get(axis)
+            takes[axis] = later if first is None else np.where(later < 0, -1, first[later])
+        return Edit(takes, self.before, other.after)
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from itertools import product
 
@@ -76,17 +76,17 @@ class Proof:
         return self.dtype is not None and any(self._parts(names, *turn) for turn in turns) and self._steady
 
     def _parts(self, names: Sequence[str], which: int, turned: bool) -> bool:
-        whole, graph = copy.deepcopy(self.model), self.graph
+        whole = copy.deepcopy(self.model)
         if turned and self.signed == SIGNED:  # what was positive wherever one looked is negative now
             with torch.no_grad():
                 for parameter in whole.parameters():
                     parameter.neg_()
         edited = copy.deepcopy(whole)
-        for number, name in enumerate(names):
-            width = self.graph.spaces[name].width
-            kept = halves(width, number)[which]
-            silence(whole, self.graph, name, sorted(set(range(width)) - set(kept)))
-            graph = _changed(edited, graph.narrow(name, kept))
+        kept = {name: halves(self.graph.spaces[name].width, number)[which] for number, name in enumerate(names)}
+        for name, keep in kept.items():
+            silence(whole, self.graph, name, sorted(set(range(self.graph.spaces[name].width)) - set(keep)))
+        narrow = _all(self.graph, (lambda graph, name: graph.narrow(name, kept[name])), names)
+        change(edited, narrow)
         expected = self._outputs(whole)
         if turned and _finite(expected) < self.finite:
             return False
@@ -94,8 +94,7 @@ class Proof:
             return True
         if which or turned:
             return False
-        for number, name in enumerate(names):
-            graph = _changed(edited, graph.widen(name, self.graph.spaces[name].width), seed=number)
+        change(edited, _all(narrow.after, lambda graph, name: graph.widen(name, self.graph.spaces[name].width), names))
         if not self.signed:  # roots and logarithms of new channels too
             with torch.no_grad():
                 for parameter in edited.parameters():
@@ -172,10 +171,12 @@ def silence(model: nn.Module, graph: Graph, space: str, positions: Sequence[int]
             model.get_parameter(name).index_fill_(dim, torch.from_numpy(index), 0.0)
 
 
-def _changed(model: nn.Module, edit: Edit, seed: int = 0) -> Graph:
-    """Carry out an edit on a model, and return what it is like then."""
-    change(model, edit, seed=seed)
-    return edit.after
+def _all(graph: Graph, plan: Callable[[Graph, str], Edit], names: Sequence[str]) -> Edit:
+    """One edit that does what the edits of all these spaces do, one behind the other."""
+    whole = Edit({}, graph, graph)
+    for name in names:
+        whole = whole.then(plan(whole.after, name))
+    return whole
 
 
 class _Draw:
