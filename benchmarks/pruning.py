@@ -43,6 +43,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "hessian, by sensitivity": {"name": "hessian", "allocate": "sensitivity"},
     "group, repaired": {"name": "group", "repair": "solve"},
     "reconstruct, by sensitivity": {"name": "reconstruct", "allocate": "sensitivity"},
+    "group, three rounds": {"name": "group", "rounds": 3},
+    "reconstruct, three rounds": {"name": "reconstruct", "rounds": 3},
     "group, by sensitivity, repaired": {"name": "group", "allocate": "sensitivity", "repair": "solve"},
 }
 SHARES, SEEDS, EPOCHS = ("25%", "50%"), (0, 1, 2), (5, 20)
@@ -167,6 +169,8 @@ def measured(cell: tuple[str, str, str, int, int], data: Path, folder: Path) -> 
         if score in ("slimming", "soft"):  # half of their training comes before the cut
             said |= {"before": {"epochs": epochs / 2, "lr": BEFORE, "schedule": "constant"}}
             said["tune"] = {**tune, "epochs": epochs / 2}
+        if said.get("rounds"):  # a fifth of it after each of the first two cuts
+            said |= {"round": f"{epochs / 5:g} epochs", "tune": {**tune, "epochs": 3 * epochs / 5}}
         lab = developed(recipe(data, seed, {**NETS[net], "weights": str(weights)}, said, share, TRAIN["lr"]))
     vals = {note.event: note.numbers["val"] for note in lab.history if "val" in note.numbers}
     return {

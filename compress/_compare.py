@@ -29,6 +29,7 @@ from compress.export.seal import REPORT
 from compress.methods import plainly, training
 from compress.queue import SKIPPED, WELL, Done, Piece, cores, work_off
 from compress.recipe.file import read
+from compress.recipe.paths import with_path
 from compress.recipe.settings import Recipe
 from compress.training.events import Doing, Listener, Warned, silent
 from compress.workplace import default_out, partial
@@ -36,6 +37,7 @@ from compress.workplace import default_out, partial
 PRETRAIN = 0.5  # of the train-cost, that the network costs which is then narrowed
 FULL = "full network"
 OWN = "recipe"  # the method that the recipe itself says
+FILES = (".yaml", ".yml")  # recipes that lend their method
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,15 @@ def compare(
     target = Path(out) if out is not None else default_out(f"{Path(source).stem}-compare")
     if target.exists() and not resume:
         raise UsageError(f"{target} exists already; name another folder with --out, remove it, or go on with --resume")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
+    said = [name.strip() for name in methods.split(",") if name.strip()]
+    names = {Path(name).stem if name.endswith(FILES) else name: _method(given, name) for name in said}
+    if not names or len(names) < len(said):
         raise UsageError(f"--methods {methods}: name each method once, with commas between them: adenel,group,uniform")
     within = within_of(given, budgets)
     arms = list(_arms(given, names, within, seeds, stated, pretrain, target))
     _refuse_impossible(arms)
     _carry_out(arms, target, workers, device, listen)
-    made = gathered(arms, names, within, given, stated)
+    made = gathered(arms, [*names], within, given, stated)
     write_comparison(made, target)
     return made
 
@@ -118,15 +121,20 @@ def within_of(given: Recipe, budgets: str | None) -> list[str]:
 
 
 def _arms(
-    given: Recipe, names: Sequence[str], within: Sequence[str], seeds: int, cost: float, pretrain: float, target: Path
+    given: Recipe,
+    said: Mapping[str, Mapping[str, Any]],
+    within: Sequence[str],
+    seeds: int,
+    cost: float,
+    pretrain: float,
+    target: Path,
 ) -> Iterator[Arm]:
     """Every run, the networks that others wait for first."""
-    said = {name: _method(given, name) for name in names}
     for seed in range(given.seed, given.seed + seeds):
         full = target / FULL.replace(" ", "-") / f"seed-{seed}"
         trained: list[Arm] = []
         arms: list[Arm] = []
-        for name, budget in ((name, budget) for budget in within for name in names):
+        for name, budget in ((name, budget) for budget in within for name in said):
             keys: dict[str, Any] = {"budget": budget, "seed": seed, **said[name]}
             recipe = _changed(given, keys, cost)
             keeps = methods_of(recipe)[0].keeps_weights
@@ -138,7 +146,7 @@ def _arms(
                 whole = _changed(given, first, pretrain * cost)
                 trained.append(Arm(FULL, "100%", seed, whole, full))
             place = "".join(letter for letter in budget if letter not in " <=\u2264").replace(",", "+")
-            out = target / Path(name).stem / place / f"seed-{seed}"
+            out = target / name / place / f"seed-{seed}"
             arms.append(Arm(name, budget, seed, recipe, out, full if waits else None))
         yield from (*trained, *arms)
 
@@ -147,8 +155,13 @@ def _method(given: Recipe, name: str) -> dict[str, Any]:
     """The keys of a recipe that say a method."""
     if name == OWN or (given.method is not None and given.method.name == name):
         return {}
-    if name.endswith((".yaml", ".yml")):
-        other = read(name, {}, "1MMACs").model_dump(mode="json")
+    if name.endswith(FILES):
+        lent = read(name, {}, "1MMACs")
+        other = lent.model_dump(mode="json")
+        for step in [other["method"]] if other["method"] else other["steps"] or []:
+            for key, value in step.items():  # a file beside the recipe that lends its method
+                if isinstance(value, str) and key != "args":
+                    step[key] = with_path(value, ("method", key), lambda path: str((lent.folder / path).resolve()))
         return {"method": other["method"], "steps": other["steps"]}
     try:
         return {"method": plainly(name), "steps": None}

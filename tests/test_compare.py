@@ -78,7 +78,7 @@ def test_a_run_that_fails_is_told_and_the_others_stand(shop: Path) -> None:
     )
     assert done.exit_code == 1, done.output
     assert "uniform" in done.stdout
-    assert "not there: bad.yaml, 60%, seed 7" in done.stdout
+    assert "not there: bad, 60%, seed 7" in done.stdout
     assert "The loss became" in done.stderr
     assert Path("runs/tiny-compare/compare.html").exists()
 
@@ -134,3 +134,17 @@ def test_weights_of_the_recipe_are_free_and_it_is_said(shop: Path) -> None:
     assert on.train.cost == max(1.0, 4e7 - report.train_cost.macs_images)
     arm = Arm("l1", "60%", 7, said, first)
     assert arm.name == "l1, 60%, seed 7"
+
+
+def test_a_method_beside_another_recipe_is_found_and_named_like_its_file(shop: Path) -> None:
+    (shop / "tools").mkdir()
+    (shop / "tools" / "narrow.py").write_text(
+        "from compress.methods.prune.method import Pruning\nfrom compress.methods.prune.settings import L1\n"
+        "from compress.recipe.step import Tune\n\n\n"
+        "def mine(tune):\n    return Pruning(L1(tune=Tune(**tune)))\n"
+    )
+    lent = TINY[: TINY.index("method:")] + 'method: {name: "narrow.py:mine", args: {tune: {epochs: 1}}}\n'
+    (shop / "tools" / "mine.yaml").write_text(lent)
+    made = compare("tiny.yaml", methods="l1,tools/mine.yaml", seeds=1, out="cmp")
+    assert made.methods == ("l1", "mine")
+    assert [row.method for row in made.rows] == ["l1", "mine"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,79 +34,35 @@ PERIODS, PARTS = (2, 3, 4), (1 / 8, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)  # how ch
 PRIME = 65521  # numbers that are drawn for one tensor, laid end to end: rows of hardly any length repeat
 
 
-class Proof:
-    """A network with random numbers in all its tensors, in float64, or in float32 where forward() insists on that or
-    takes long.
-    """
+@dataclass(slots=True)
+class _Way:
+    """A network with such numbers, and inputs for it."""
 
-    def __init__(self, model: nn.Module, graph: Graph) -> None:
-        self.graph = graph
-        self.dtype: torch.dtype | None = None  # None where it does not run: nothing is told then
-        macs = graph.price.cost(graph.widths).macs
-        dtypes = [torch.float32] if macs > LONG else list(BOUNDS)
-        batches = (MANY, 1) if macs * MANY < SHORT else (1,)
-        for least, dtype, signed, kind, batch in product(
-            (1.0, 0.0), dtypes, (SIGNED, 1, 0), (LOUD, PLAIN, POSITIVE), batches
-        ):
-            self.model, self.signed = copied(model, _Draw(dtype, signed)), signed
-            self.inputs = [_input((batch, *one), kind, dtype, number) for number, one in enumerate(each(graph.shape))]
-            try:
-                self.finite = _finite(self._outputs(self.model))
-            except Exception:  # whatever a forward pass says to numbers like these
-                continue
-            if self.finite >= least and self.finite > 0:  # some mask a part of the output by -inf
-                self.dtype = dtype
-                break
+    model: nn.Module
+    inputs: list[Tensor]
+    dtype: torch.dtype
+    signed: int
+    finite: float = 0.0  # the share of finite numbers in what it puts out
 
     @property
-    def blind(self) -> bool:
-        """Whether nothing is told by numbers: it does not run with them, or computes something else each time."""
-        return self.dtype is None or not self._steady
-
-    @cached_property
-    def _steady(self) -> bool:
+    def steady(self) -> bool:
         """Whether the network computes the same twice: else nothing is told by what it computes."""
-        return _gap(self._outputs(self.model), self._outputs(self.model)) == 0
+        return _gap(self.outputs(self.model), self.outputs(self.model)) == 0
 
-    def fails(self, names: Sequence[str]) -> bool:
-        """Whether the network without a half of these spaces computes something else than the whole one whose readers
-        multiply that half by zero, at once or after it got as many new channels, unread, as there were; or without
-        another half, with all signs turned. Small networks without both halves, with both signs.
-        """
-        small = len(self.inputs[0]) > 1
-        turns = [(0, False), (1, True), *([(0, True), (1, False)] if small else [])]
-        return self.dtype is not None and any(self._parts(names, *turn) for turn in turns) and self._steady
-
-    def _parts(self, names: Sequence[str], which: int, turned: bool) -> bool:
-        whole = copy.deepcopy(self.model)
-        if turned and self.signed == SIGNED:  # what was positive wherever one looked is negative now
-            with torch.no_grad():
-                for parameter in whole.parameters():
-                    parameter.neg_()
-        edited = copy.deepcopy(whole)
-        kept = {name: halves(self.graph.spaces[name].width, number)[which] for number, name in enumerate(names)}
-        for name, keep in kept.items():
-            silence(whole, self.graph, name, sorted(set(range(self.graph.spaces[name].width)) - set(keep)))
-        narrow = _all(self.graph, (lambda graph, name: graph.narrow(name, kept[name])), names)
-        change(edited, narrow)
-        expected = self._outputs(whole)
-        if turned and _finite(expected) < self.finite:
-            return False
-        if self._differs(edited, expected):
-            return True
-        if which or turned:
-            return False
-        change(edited, _all(narrow.after, lambda graph, name: graph.widen(name, self.graph.spaces[name].width), names))
-        if not self.signed:  # roots and logarithms of new channels too
-            with torch.no_grad():
-                for parameter in edited.parameters():
-                    parameter.abs_()
-        return self._differs(edited, expected)
-
-    def _differs(self, edited: nn.Module, expected: Sequence[Tensor]) -> bool:
-        assert self.dtype is not None
+    @property
+    def calm(self) -> bool:
+        """Whether what rounding moves in its inputs moves its outputs by less than what is told by them."""
+        before, held = self.outputs(self.model), self.inputs
+        self.inputs = [x * (1 + 4 * torch.finfo(self.dtype).eps) for x in held]
         try:
-            outputs = self._outputs(edited)
+            return not self.differs(self.model, before)
+        finally:
+            self.inputs = held
+
+    def differs(self, edited: nn.Module, expected: Sequence[Tensor]) -> bool:
+        """Whether another network puts out something else than what is expected."""
+        try:
+            outputs = self.outputs(edited)
         except Exception:  # it runs without numbers, and not with them
             return True
         sizes = [out.abs()[out.isfinite()] for out in expected]
@@ -112,7 +70,7 @@ class Proof:
         return not _gap(expected, outputs) <= BOUNDS[self.dtype] * max(1.0, largest)
 
     @torch.no_grad()
-    def _outputs(self, model: nn.Module) -> list[Tensor]:
+    def outputs(self, model: nn.Module) -> list[Tensor]:
         """What it returns; chance in it is the same each time, and what it writes into its buffers is undone."""
         held = [(buffer, buffer.clone()) for buffer in model.buffers()]
         with torch.random.fork_rng([]), eager(), warnings.catch_warnings():
@@ -122,6 +80,96 @@ class Proof:
         for buffer, before in held:
             buffer.copy_(before)
         return [out.clone() for out in made if out.is_floating_point()]
+
+
+class Proof:
+    """A network with random numbers in all its tensors, in float64, or in float32 where forward() insists on that or
+    takes long.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph) -> None:
+        self.graph = graph
+        macs = graph.price.cost(graph.widths).macs
+        dtypes = [torch.float32] if macs > LONG else list(BOUNDS)
+        batches = (MANY, 1) if macs * MANY < SHORT else (1,)
+        kinds = product((1.0, 0.0), dtypes, (SIGNED, 1, 0), (LOUD, PLAIN, POSITIVE), batches)
+        self._ways = self._running(model, kinds)
+        self._way = next(self._ways, None)  # None where it does not run: nothing is told then
+        self._chosen = False  # whether it is known that rounding alone moves it less than what is told by it
+
+    def _running(self, model: nn.Module, kinds: Iterable[Any]) -> Iterator[_Way]:
+        """The ways to try it in which it runs, and puts out enough that is finite."""
+        for least, dtype, signed, kind, batch in kinds:
+            try:
+                inputs = [
+                    _input((batch, *one), kind, dtype, number) for number, one in enumerate(each(self.graph.shape))
+                ]
+                way = _Way(copied(model, _Draw(dtype, signed)), inputs, dtype, signed)
+                way.finite = _finite(way.outputs(way.model))
+            except Exception:  # whatever a forward pass says to numbers like these
+                continue
+            if way.finite >= least and way.finite > 0:  # some mask a part of the output by -inf
+                yield way
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What it is tried in."""
+        return self._way.dtype if self._way else None
+
+    @property
+    def blind(self) -> bool:
+        """Whether nothing is told by numbers: it does not run with them, or computes something else each time."""
+        return self._way is None or not self._way.steady
+
+    def fails(self, names: Sequence[str]) -> bool:
+        """Whether the network without a half of these spaces computes something else than the whole one whose readers
+        multiply that half by zero, at once or after it got as many new channels, unread, as there were; or without
+        another half, with all signs turned. Small networks without both halves, with both signs.
+
+        One that magnifies rounding until it hides what is asked for is tried with other numbers, if some are calmer.
+        """
+        if not self._differs(names):
+            return False
+        while self._way is not None and not self._chosen:
+            first = self._way
+            calm = next((way for way in (first, *self._ways) if way.calm), first)
+            self._way, self._chosen = calm, True
+            if calm is not first:
+                return self._differs(names) and not self.blind
+        return not self.blind
+
+    def _differs(self, names: Sequence[str]) -> bool:
+        if self._way is None:
+            return False
+        small = len(self._way.inputs[0]) > 1
+        turns = [(0, False), (1, True), *([(0, True), (1, False)] if small else [])]
+        return any(self._parts(self._way, names, *turn) for turn in turns)
+
+    def _parts(self, way: _Way, names: Sequence[str], which: int, turned: bool) -> bool:
+        whole = copy.deepcopy(way.model)
+        if turned and way.signed == SIGNED:  # what was positive wherever one looked is negative now
+            with torch.no_grad():
+                for parameter in whole.parameters():
+                    parameter.neg_()
+        edited = copy.deepcopy(whole)
+        kept = {name: halves(self.graph.spaces[name].width, number)[which] for number, name in enumerate(names)}
+        for name, keep in kept.items():
+            silence(whole, self.graph, name, sorted(set(range(self.graph.spaces[name].width)) - set(keep)))
+        narrow = _all(self.graph, (lambda graph, name: graph.narrow(name, kept[name])), names)
+        change(edited, narrow)
+        expected = way.outputs(whole)
+        if turned and _finite(expected) < way.finite:
+            return False
+        if way.differs(edited, expected):
+            return True
+        if which or turned:
+            return False
+        change(edited, _all(narrow.after, lambda graph, name: graph.widen(name, self.graph.spaces[name].width), names))
+        if not way.signed:  # roots and logarithms of new channels too
+            with torch.no_grad():
+                for parameter in edited.parameters():
+                    parameter.abs_()
+        return way.differs(edited, expected)
 
 
 def _finite(outputs: Sequence[Tensor]) -> float:

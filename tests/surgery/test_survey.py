@@ -323,3 +323,12 @@ def test_of_many_that_break_each_is_found_where_it_breaks_and_not_by_reading_the
 def test_weights_that_are_computed_from_what_does_not_change_together_are_frozen_and_no_crash(make: Any) -> None:
     graph = survey(make(), SHAPE)
     assert all(space.frozen for space in graph.spaces.values())
+
+
+def test_a_net_that_magnifies_rounding_is_tried_with_numbers_that_it_does_not_magnify() -> None:
+    forward = lambda s, x: s.c(torch.sin(s.b(torch.relu(s.a(x))).pow(12)))  # noqa: E731
+    net = Net(forward, a=nn.Linear(64, 2000), b=nn.Linear(2000, 50), c=nn.Linear(50, 8))
+    assert survey(net, (64,)).free == ("a", "b")
+    broken = lambda s, x: s.c(torch.sin(s.b(torch.relu(s.a(x)) * s.a.out_features).pow(12)))  # noqa: E731
+    net = Net(broken, a=nn.Linear(64, 2000), b=nn.Linear(2000, 50), c=nn.Linear(50, 8))
+    assert survey(net, (64,)).free == ("b",)
