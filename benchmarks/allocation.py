@@ -19,7 +19,7 @@ from evidence import command, machine
 from landing import NETS, budget_of, build
 from numpy.typing import NDArray
 
-from compress.budget.allocation import filled, worthiest
+from compress.budget.allocation import worthiest
 from compress.budget.landing import land
 from compress.reading.graph import read
 from compress.reading.measure import measure
@@ -63,7 +63,7 @@ def main() -> None:
             for kind in KINDS:
                 begin = time.process_time()
                 goal = worthiest(graph.price, worths(kind, graph.widths, 0), least, budget)
-                landed = filled(graph.price, ones, goal, budget, ceiling=graph.widths)
+                landed = land(graph.price, ones, goal, budget, ceiling=graph.widths)
                 slowest = max(slowest, time.process_time() - begin)
                 assert budget.holds(graph.price.cost(landed))
                 every[net].append(budget.utilisation(graph.price.cost(landed)))

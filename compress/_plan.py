@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from compress.budget.limits import Budget, Cost
+from compress.budget.remarks import outgrowing
 from compress.budget.units import MEMORY, show
 from compress.errors import Infeasible, UsageError
 from compress.methods.make import method_of
@@ -111,6 +112,17 @@ class Plan:
             f"{steps[-1].last_epochs + spent / max(macs, 1):,.0f} epochs from new weights (method: uniform), which on "
             "small nets was 4 points better; narrowing pays for a network that is trained already"
         )
+
+    @property
+    def outgrows(self) -> str | None:
+        """What somebody should know whose layers may become wider than the full net's."""
+        pairs = zip(self.recipe.methods, methods_of(self.recipe), strict=True)
+        growers = [settings for settings, method in pairs if method.widens]
+        if not growers or not self.feasible:
+            return None
+        bounded = "max_width" in type(growers[0]).model_fields
+        cure = "; method.max_width: 1 keeps layers within its widths" if bounded else ""
+        return outgrowing(growers[0].name, self.budget, self.base, cure)
 
     @property
     def feasible(self) -> bool:

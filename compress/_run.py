@@ -25,16 +25,17 @@ import torch
 
 from compress._plan import Plan, draw_up, full_model, held, images, known_shape, methods_of, start_of
 from compress.budget.units import show
-from compress.delivery import Finished, Story, check_output, deliver, signer
+from compress.delivery import Finished, check_output, deliver, signer
 from compress.errors import UNWRITABLE, ArtifactError, Interrupted, UsageError
 from compress.export.parts import portable
-from compress.export.report import Lessons, Report, train_cost
+from compress.export.report import Report
 from compress.export.seal import state_file
 from compress.export.verify import verify
 from compress.export.weights import save_weights, tensors_of
 from compress.methods.protocol import Method
 from compress.recipe.file import dump, read
 from compress.recipe.settings import Recipe
+from compress.story import tell_story
 from compress.surgery.structure import Structure
 from compress.surgery.surgeon import Surgeon
 from compress.training import checkpoint
@@ -212,31 +213,6 @@ def _go_on(bench: Bench, methods: Sequence[Method[Any]], saved: checkpoint.Saved
     return state, bench.step
 
 
-def tell_story(bench: Bench, planned: Plan, resumed: int | None, command: str) -> Story:
-    """What the report of this run tells beside what `deliver` finds out."""
-    recipe, data = bench.recipe, bench.data
-    return Story(
-        full=planned.graph,
-        base=planned.base,
-        widths={name: space.width for name, space in bench.graph.spaces.items()},
-        command=command,
-        planned=bench.cost(),
-        train_cost=train_cost(
-            bench.spent,
-            bench.step * data.batch,
-            base=planned.base,
-            train_images=data.counts["train"],
-            epochs=recipe.baseline.epochs,
-            name=recipe.baseline.name or f"{recipe.model.factory} for {recipe.baseline.epochs:g} epochs",
-            teacher=_lessons(bench),
-        ),
-        history=[note.row for note in bench.history],
-        steps=bench.steps,
-        depths=bench.depths,
-        resumed=resumed,
-    )
-
-
 # ---- the parts of the above -----------------------------------------------------------------------------------------
 
 
@@ -274,15 +250,6 @@ def _refuse_other_images(recipe: Recipe, data: Data) -> None:
 
 def _triple(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
-
-
-def _lessons(bench: Bench) -> Lessons | None:
-    """What the teacher cost, if there was one."""
-    teacher, spent = bench.teacher, bench.taught
-    if teacher is None:
-        return None
-    share = spent / max(bench.spent, 1)
-    return Lessons(name=teacher.name, macs=teacher.macs, macs_images=spent, share=share, digest=teacher.digest)
 
 
 def _run_of(bench: Bench) -> dict[str, Any]:

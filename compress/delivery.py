@@ -132,7 +132,7 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
     listen(Doing("finalizing: masked channels cut, equal outputs, counted again"))
     compact = _finalized(finished)
     removed = _removed(compact, story)
-    for note in removed:
+    for note in (*story.notes, *removed):
         listen(Warned(note))
     accuracy = _accuracy(compact, finished)
     listen(Doing("exporting: safetensors, ONNX and torch programs, each read back in a fresh process"))

@@ -104,7 +104,7 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
             }
             for limit in plan.budget.limits
         ],
-        "notes": list(graph.notes),
+        "notes": [*graph.notes, *filter(None, [plan.outgrows])],
         "advice": plan.advice,
     }
 

@@ -176,7 +176,7 @@ def test_the_training_cost_is_the_sum_over_all_steps_of_the_network_at_that_step
 
 def test_the_events_of_a_run_are_told_in_order(finished: Finished) -> None:
     kinds = list(dict.fromkeys(map(type, finished.events)))
-    assert kinds == [Begun, Entered, Noted, Progress, Ended, Doing]
+    assert kinds == [Begun, Entered, Noted, Progress, Ended, Doing, Warned]  # that it outgrew the full net
     history = [event.note.row for event in finished.events if isinstance(event, Noted)]
     assert history == finished.result.report.plain()["history"]
 

@@ -13,13 +13,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.budget.landing import Search, ceilings_of, land
+from compress.budget.landing import Search, ceilings_of
 from compress.budget.limits import Budget
 from compress.budget.price import Price
 
 Floats = NDArray[np.float64]
-CAPS = (1.25, 2.0, 4.0)  # how far beyond its goal a space may be filled up, the first that is enough
-ENOUGH = 0.995  # of the tightest limit
 UNITS = 64  # in which a space goes at most: of a wide one several channels at a time
 
 
@@ -50,27 +48,6 @@ def worthiest(
             return dict(zip(price.spaces, search.w.tolist(), strict=True))
         space = _least(best, search, up, (cost * search.weight).max(1), able)
         search.move(space, int(up[space]))
-
-
-def filled(
-    price: Price,
-    least: Mapping[str, int],
-    goal: Mapping[str, int],
-    budget: Budget,
-    *,
-    align: int = 1,
-    ceiling: Mapping[str, int],
-) -> dict[str, int]:
-    """Land on a goal: within the budget, and with 99.5 % of it where that can be had near the goal.
-
-    Raises Infeasible where `least` is over a limit.
-    """
-    landed = [land(price, least, goal, budget, align=align, cap=CAPS[0], ceiling=ceiling)]
-    for cap in CAPS[1:]:
-        if budget.utilisation(price.cost(landed[-1])) >= ENOUGH:
-            break
-        landed.append(land(price, least, goal, budget, align=align, cap=cap, ceiling=ceiling))
-    return max(landed, key=lambda widths: budget.utilisation(price.cost(widths)))
 
 
 def _least(best: list[Floats], search: Search, by: NDArray[np.int64], shares: Floats, able: NDArray[np.bool_]) -> int:

@@ -1,7 +1,8 @@
 """Choose the widths that fill a budget as close as can be, and never exceed it.
 
 The trap: filling up with whatever still fits pours the rest of the budget into one cheap layer (LeNet's first
-convolution is nearly free in parameters). So all widths move together first, and every space has a cap after that.
+convolution is nearly free in parameters). So all widths move together first, and every space has a cap after that,
+which gives way only where less than 99.5 % would be used.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from compress.budget.units import MEMORY, exact
 from compress.errors import CompressError, Infeasible
 
 GRID = 2**40  # common factors tried; fine enough to tell apart any two that give other widths, up to 2**20 channels
+ENOUGH = 0.995  # of the tightest limit
+CAPS = (1.25, 2.0, 4.0)  # times its scaled width, that a space may have; what fits, where even the last is not enough
 REPLACEMENTS = 64  # bounds the search at the end, which settles far earlier
 
 
@@ -27,29 +30,37 @@ def land(
     budget: Budget,
     *,
     align: int = 1,
-    cap: float = 1.25,
     ceiling: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """The widths between start and caps that fill the budget: over no limit, and no room left for one unit more.
+    """The widths from start on that fill the budget: over no limit, and no room left for one unit more up to the caps.
 
     1. All spaces go from `start` towards `goal` by the largest common factor that fits: these are the scaled widths.
-    2. The rest is handed out unit by unit, the costliest that fits first, one per space and turn, up to a cap: `cap`
-       times the scaled width or two more, rounded up to `align`. One unit goes to the next multiple of `align`.
+    2. The rest is handed out unit by unit, the costliest that fits first, one per space and turn, up to a cap: a
+       quarter more than the scaled width or two, rounded up to `align`. One unit goes to the next multiple of `align`.
     3. Units are replaced by costlier ones that fit; no space falls more than one unit under its scaled width for that.
     4. Spaces that were not to grow (goal equal to start) get what then still fits, up to their caps.
+    5. Where that is less than 99.5 % of the tightest limit, caps are twice and four times the scaled width, and then
+       what fits; a goal that fits, and names no ceiling, keeps its caps.
 
     Widths are multiples of `align` unless they stay at `start`. `ceiling` names the most each space may ever have: when
     a trained network is narrowed, its own widths. Wider must not cost less. Pure and deterministic.
     Raises Infeasible when `start` is over a limit.
     """
     full, top = price, price.vector(goal)
-    price = _straining(price, np.maximum(np.floor(cap * top).astype(np.int64), top + 2) + align, budget)
-    scaled, lower, caps = reach(price, start, goal, budget, align=align, cap=cap, ceiling=ceiling)
+    price = _straining(price, np.maximum(np.floor(CAPS[0] * top).astype(np.int64), top + 2) + align, budget)
+    scaled, lower, caps = reach(price, start, goal, budget, align=align, ceiling=ceiling)
     ceilings = ceilings_of(budget, price)
     growing = np.where(top > price.vector(start), caps, scaled)
     w = _along(scaled, growing, align, _within(price, ceilings))
     w = _fill(Search(price, w, lower, growing, ceilings, align))
     w = _fill(Search(price, w, w, caps, ceilings, align))
+    most = price.vector(ceiling) if ceiling is not None else None
+    for cap in (*CAPS[1:], None) if most is not None or (scaled < top).any() else ():
+        if _used(full, w, budget) >= ENOUGH:
+            break
+        search = Search(full, w, lower, w, ceilings_of(budget, full), align)
+        search.caps = np.maximum(_capped(search.room() if cap is None else scaled, cap or 1.0, most, align), w)
+        w = _fill(search)
     landed = dict(zip(price.spaces, w.tolist(), strict=True))
     assert budget.holds(full.cost(landed)), "the columns above disagree with the budget"
     return landed
@@ -62,10 +73,10 @@ def reach(
     budget: Budget,
     *,
     align: int = 1,
-    cap: float = 1.25,
     ceiling: Mapping[str, int] | None = None,
 ) -> tuple[Ints, Ints, Ints]:
-    """The scaled widths [S] of `land`, and the least [S] and the most [S] that it gives each space of the price.
+    """The scaled widths [S] of `land`, and the least [S] and the most [S] that it gives each space of the price
+    as long as that fills the budget.
 
     Raises Infeasible when `start` is over a limit.
     """
@@ -75,12 +86,21 @@ def reach(
     if not fits(low):
         raise Infeasible(_too_small(price, start, budget))
     scaled = _along(low, top, align, fits)
-    caps = -(-np.maximum(np.floor(cap * scaled).astype(np.int64), scaled + 2) // align) * align
-    if ceiling is not None:
-        caps = np.minimum(caps, price.vector(ceiling) // align * align)
-    # One unit less is much of a small width: only where `cap` could give it back.
-    lower = np.maximum(low, np.where((scaled - align) * cap >= scaled, scaled - align, scaled))
-    return scaled, lower, np.maximum(caps, scaled)
+    # One unit less is much of a small width: only where the cap could give it back.
+    lower = np.maximum(low, np.where((scaled - align) * CAPS[0] >= scaled, scaled - align, scaled))
+    most = price.vector(ceiling) if ceiling is not None else None
+    caps: Ints = np.maximum(_capped(scaled, CAPS[0], most, align), scaled)
+    return scaled, lower, caps
+
+
+def _capped(scaled: Ints, cap: float, most: Ints | None, align: int) -> Ints:
+    """The most [S] that a landing gives each space of these scaled widths, none beyond `most`."""
+    caps: Ints = -(-np.maximum(np.floor(cap * scaled).astype(np.int64), scaled + 2) // align) * align
+    return caps if most is None else np.asarray(np.minimum(caps, most // align * align))
+
+
+def _used(price: Price, w: Ints, budget: Budget) -> float:
+    return budget.utilisation(price.cost(dict(zip(price.spaces, w.tolist(), strict=True))))
 
 
 def _within(price: Price, ceilings: Ints) -> Callable[[Ints], bool]:
@@ -140,6 +160,13 @@ class Search:
         """One unit up for each space: the channels [S], their cost [S, C], and whether the cap allows it [S]."""
         up = (self.w // self.align + 1) * self.align - self.w
         return up, up[:, None] * (self.slopes + up[:, None] * self.own), self.w + up <= self.caps
+
+    def room(self) -> Ints:
+        """The width [S] up to which each space would fit alone; its own where nothing that is limited grows with it."""
+        grows = (self.slopes > 0) & (self.ceilings < CEILING)
+        fits = np.where(grows, self.slack // np.maximum(self.slopes, 1), CEILING).min(1)
+        room: Ints = self.w + np.where(grows.any(1), fits, 0)
+        return room
 
     def move(self, space: int, channels: int) -> None:
         """Widen one space, or narrow it by a negative number."""

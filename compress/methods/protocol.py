@@ -211,6 +211,11 @@ class Method(Protocol[S]):
         """Whether it leaves shapes as they are: such a step may be of any size where others follow."""
         return False
 
+    @property
+    def widens(self) -> bool:
+        """Whether it may make layers wider than the full net's."""
+        return False
+
     def first(self, surgeon: Surgeon) -> None:
         """Make of a net the one that the method starts from, where the budget allows it: the net itself."""
 

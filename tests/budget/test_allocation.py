@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.budget.allocation import filled, worthiest
+from compress.budget.allocation import worthiest
 from compress.budget.landing import land
 from compress.budget.limits import Budget
 from compress.budget.price import Price, Term
@@ -100,11 +100,11 @@ def test_a_goal_with_room_left_is_filled_up_further_than_usual() -> None:
     full, goal = {"c0": 12, "c1": 12, "c2": 60}, {"c0": 12, "c1": 1, "c2": 1}
     budget = Budget.parse(f"{price.cost({'c0': 12, 'c1': 4, 'c2': 3}).macs}MACs")
     ones = dict.fromkeys(full, 1)
-    usual = budget.utilisation(price.cost(land(price, ones, goal, budget, ceiling=full)))
-    landed = filled(price, ones, goal, budget, ceiling=full)
-    assert usual < 0.95
+    landed = land(price, ones, goal, budget, ceiling=full)
+    usual = {name: max(width + 2, width * 5 // 4) for name, width in goal.items()}
+    assert budget.utilisation(price.cost({name: min(usual[name], full[name]) for name in full})) < 0.95
     assert budget.holds(price.cost(landed))
-    assert budget.utilisation(price.cost(landed)) > max(usual, 0.97)
+    assert budget.utilisation(price.cost(landed)) > 0.97
 
 
 def test_units_of_wide_layers_are_multiples_of_the_alignment() -> None:

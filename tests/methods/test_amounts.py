@@ -1,16 +1,23 @@
 """What a growth adds to a layer is a formula of widths and prices."""
 
 import operator
+from typing import cast
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress._plan import methods_of
+from compress._run import prepare
 from compress.budget.landing import beyond
 from compress.budget.limits import Budget
 from compress.budget.price import Price, Term
 from compress.methods.adenel.amounts import proposal
+from compress.methods.adenel.method import AdeNeL
 from compress.methods.adenel.settings import Adenel
+from compress.recipe.settings import Recipe
+from compress.training.bench import Bench
 
 
 def family(spaces: int, draw: np.random.Generator) -> Price:
@@ -94,3 +101,36 @@ def test_two_limits_run_out_together_when_every_layer_grows() -> None:
     used = [row["utilisation"] for row in balanced.rows(before)]
     assert min(used) > 0.75 * max(used)  # type: ignore[type-var, operator]
     assert widths["s0"] < widths["s9"]
+
+
+def grown(**said: object) -> tuple[Bench, list[list[int]], str | None]:
+    """Twelve and sixteen filters grown on the digits: the widths after every step, and why it ended."""
+    args = {"widths": [12, 16], "pools": [1, 2], "last_pool": "global", "in_channels": 1, "size": 8}
+    recipe = Recipe.model_validate(
+        {
+            "model": {"factory": "compress.models:vgg", "args": args},
+            "data": {"source": "digits"},
+            "budget": said.pop("budget"),
+            "method": {"name": "adenel", "seed_width": 4, "tune": {"epochs": 0.1}, **said},
+        }
+    )
+    lab, _ = prepare(recipe, "cpu")
+    method = cast(AdeNeL, methods_of(recipe)[0])
+    state, seen = method.init(lab), [list(lab.widths.values())]
+    while (why := method.done(lab, state)) is None:
+        state = method.step(lab, state)
+        seen.append(list(lab.widths.values()))
+    return lab, seen, why
+
+
+@pytest.mark.parametrize("grow", ["support", "all", "random"])
+def test_no_layer_passes_max_width_and_the_rest_of_the_budget_goes_to_others(grow: str) -> None:
+    lab, seen, _ = grown(grow=grow, tau=0.01, max_width=0.75, round="2 steps", budget="60kMACs", empty_rounds=1)
+    assert all(one <= 9 and other <= 12 for one, other in seen)
+    assert lab.budget.utilisation(lab.cost()) > 0.98 or seen[-1] == [9, 12]
+
+
+def test_a_net_whose_layers_are_all_as_wide_as_they_may_be_is_tuned_and_says_why() -> None:
+    _, seen, why = grown(grow="all", max_width=0.5, round="1 steps", budget="1MMACs")
+    assert why == "every layer that can grow is as wide as method.max_width allows"
+    assert seen[-1] == [6, 8]

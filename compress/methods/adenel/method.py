@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from compress.reading.graph import Graph
 from compress.surgery.surgeon import Surgeon
 from compress.training.optim import groups
 from compress.training.seeds import seed_of
+
+WIDEST = "every layer that can grow is as wide as method.max_width allows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,11 @@ class AdeNeL(Method[State]):
     def keeps_weights(self) -> bool:
         """Whether it grows the net as it is."""
         return self.settings.grows_present(after=self.around.after)
+
+    @property
+    def widens(self) -> bool:
+        """Whether layers may become wider than the full net's."""
+        return self.settings.max_width is None or self.settings.max_width > 1
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave one filter, or one aligned block, wherever a layer can grow; a net that is grown as it is stays so."""
@@ -239,15 +247,28 @@ class AdeNeL(Method[State]):
         if s.grow == "random":
             draw = torch.Generator().manual_seed(seed_of(lab.seed, "a random gate", state.round))
             names = [name for name in support if torch.rand((), generator=draw) < 0.5]
+        names = [name for name in names if widths[name] < self._most(lab, state).get(name, inf)]
         if s.spread is None:
             return names
         least = min(widths[name] / full[name] for name in support)
         return [name for name in names if widths[name] / full[name] <= s.spread * least]
 
+    def _most(self, lab: Lab, state: State) -> dict[str, int]:
+        """The most channels that each space may have, where that is bounded; none where it is not."""
+        times = self.settings.max_width
+        if times is None:
+            return {}
+        return {
+            name: max(width, int(times * state.full[name]) // self.align * self.align)
+            for name, width in lab.widths.items()
+        }
+
     def judge(self, lab: Lab, state: State, support: Mapping[str, float]) -> State:
         """End a round: grow what its support s says, or end the growing and fill the budget."""
         s, price = self.settings, lab.graph.price
-        ready = self._ready(lab, state, support)
+        ready, most = self._ready(lab, state, support), self._most(lab, state)
+        if most and all(lab.widths[name] >= most[name] for name in support):
+            return self._end_growing(lab, replace(state, why=WIDEST))
         state = replace(state, empty=0 if ready else state.empty + 1)
         fill, last = s.on_saturation == "fill", state.round >= s.max_rounds
         why = f"{state.round} rounds, the most allowed" if last else f"no layer reached tau in {state.empty} rounds"
@@ -255,8 +276,10 @@ class AdeNeL(Method[State]):
             if not last and state.empty < s.empty_rounds:
                 return state
             if fill:  # a budget was given to be used: the layers nearest to tau go on
-                ready = [name for name, share in support.items() if share == max(support.values())]
+                could = {name: share for name, share in support.items() if lab.widths[name] < most.get(name, inf)}
+                ready = [name for name, share in could.items() if share == max(could.values())]
         goal = proposal(price, lab.widths, ready, lab.budget, s, due=state.due, full=state.full, scores=state.scores)
+        goal = {name: min(width, most.get(name, width)) for name, width in goal.items()}
         whole = self._aligned(goal, lab.widths)
         if ready and not last and lab.budget.holds(price.cost(whole)):
             lab.resize(whole, s.new_columns)
@@ -267,8 +290,10 @@ class AdeNeL(Method[State]):
             goal = {name: goal[name] if name in ready else width for name, width in lab.widths.items()}
         if fill:
             goal = beyond(price, goal, lab.budget, support)
+            goal = {name: min(width, most.get(name, width)) for name, width in goal.items()}
+            why = WIDEST if most else why
         if not lab.budget.holds(price.cost(goal)):
-            goal = land(price, lab.widths, goal, lab.budget, align=self.align)
+            goal = land(price, lab.widths, goal, lab.budget, align=self.align, ceiling=most or None)
             why = "the budget is filled"
         lab.resize(self._aligned(goal, lab.widths), s.new_columns)
         return self._end_growing(lab, replace(state, why=why))

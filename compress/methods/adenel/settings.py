@@ -50,6 +50,9 @@ class Adenel(Growing):
     spread: Annotated[float, Field(gt=1), BeforeValidator(number)] | None = None
     """Hold back layers that have more than so many times the share of their full width that the narrowest has, so that
     shapes stay as even as the full net's; null: none."""
+    max_width: Positive | None = None
+    """Most channels of a layer, in widths of the full net: 1 keeps it within that, 2 allows twice; null: no bound, for
+    where a layer is cheap under the limits that there are, growing it may be what pays."""
     rewind: bool = False
     """Draw the weights of the found shape anew before it is tuned."""
     amount: Literal["fixed", "even", "ratio", "equal_cost"] = "equal_cost"

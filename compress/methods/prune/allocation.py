@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.budget.allocation import filled, worthiest
+from compress.budget.allocation import worthiest
 from compress.budget.landing import land
 from compress.budget.limits import Budget
 from compress.methods.protocol import Lab
@@ -37,14 +37,14 @@ def shared_out(lab: Lab, keys: Prune, ranks: Ranks, align: int) -> dict[str, int
         return even
     if keys.allocate == "score" and isinstance(keys, GrowPrune):  # what has opened
         opened = {name: max(least[name], int((rank > 0).sum())) for name, rank in ranks.items()}
-        return filled(graph.price, least, opened, lab.budget, align=align, ceiling=now)
+        return land(graph.price, least, opened, lab.budget, align=align, ceiling=now)
     if keys.allocate == "score":
         worth = {name: ranks[name] / (ranks[name].mean() or 1.0) for name in now} if keys.relative else dict(ranks)
     else:
         worth = sensitivity(lab, ranks)
     floor = {name: max(least[name], min(width, ceil(keys.floor * even[name]))) for name, width in now.items()}
     goal = worthiest(graph.price, worth, floor, lab.budget, align=align)
-    return filled(graph.price, least, goal, lab.budget, align=align, ceiling=now)
+    return land(graph.price, least, goal, lab.budget, align=align, ceiling=now)
 
 
 def evenly(graph: Graph, budget: Budget, align: int) -> dict[str, int]:

@@ -54,6 +54,7 @@ class Refitting(Method[State]):
     settings: Refit
     around: Around = ALONE
     keeps_weights = False  # those of the recipe's full network
+    widens = True
 
     @property
     def folder(self) -> Path:
