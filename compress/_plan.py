@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,7 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     _refuse_weights(recipe, methods, model)
     hold = held(recipe, model)
     graph, base = survey(model, shape, hold), measure(model, shape, lenient=True)
+    graph, base = _sized(recipe, model, graph, base)
     budget = recipe.limits(base)
     refuse_uncounted(recipe, graph, budget)
     full = Surgeon(model, graph, hold=hold)
@@ -225,6 +226,19 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
         for stage in sorted(stages, key=lambda stage: stage.name)
     }
     return Plan(recipe, graph, base, first.graph, budget, tuple(steps), depths)
+
+
+def _sized(recipe: Recipe, model: nn.Module, graph: Graph, base: Cost) -> tuple[Graph, Cost]:
+    """The graph and the cost of the full network with the bytes of its file, where a budget limits them."""
+    budget = recipe.limits(base)
+    if all(limit.unit != "B" for limit in budget.limits):
+        return graph, base
+    from compress.export.size import overstated  # which takes a second, and few budgets ask for it
+
+    frame = not all(method.keeps_operators for method in methods_of(recipe))
+    baked = recipe.export.bake_preprocessing
+    spare = overstated(model, graph.shape, base, budget, baked=baked, frame=frame)
+    return graph.spared(spare), replace(base, bytes=base.bytes - spare)
 
 
 def refuse_uncounted(recipe: Recipe, graph: Graph, budget: Budget) -> None:

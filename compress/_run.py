@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 
 from compress._plan import Plan, draw_up, full_model, held, images, known_shape, methods_of, start_of
 from compress.budget.units import show
-from compress.delivery import Finished, check_output, deliver, signer
+from compress.delivery import Finished, check_output, deliver, preprocessing_of, signer
 from compress.errors import UNWRITABLE, ArtifactError, Interrupted, UsageError
 from compress.export.parts import portable
 from compress.export.report import Report
@@ -128,6 +128,7 @@ def prepare(recipe: Recipe, device: str, listen: Listener = silent) -> tuple[Ben
             f"model.input is {json.dumps(shape)}, but the inputs of {data.name} are {json.dumps(data.shape)}"
         )
     check_output(model, data)
+    planned = _sized(planned, data)
     surgeon = Surgeon(model, planned.graph, hold=held(recipe, model))
     bench = Bench(surgeon, data, recipe, planned.budget, place, listen)
     if start := start_of(recipe):
@@ -211,6 +212,17 @@ def _go_on(bench: Bench, methods: Sequence[Method[Any]], saved: checkpoint.Saved
     bench.listen(Resumed(bench.step))
     _compare_machines(saved.state["machine"], bench)
     return state, bench.step
+
+
+def _sized(planned: Plan, data: Data) -> Plan:
+    """The plan, with what is known of the file's metadata once the data is."""
+    if all(limit.unit != "B" for limit in planned.budget.limits):
+        return planned
+    from compress.export.size import shorter
+
+    less = shorter(preprocessing_of(data, baked=planned.recipe.export.bake_preprocessing))
+    base = replace(planned.base, bytes=planned.base.bytes - less)
+    return replace(planned, graph=planned.graph.spared(planned.graph.spare + less), base=base)
 
 
 # ---- the parts of the above -----------------------------------------------------------------------------------------

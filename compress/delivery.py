@@ -143,7 +143,7 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
         budget=finished.budget,
         base=story.base,
         images=data.raw("val", IMAGES),
-        preprocessing=_preprocessing(finished),
+        preprocessing=preprocessing_of(data, baked=recipe.export.bake_preprocessing),
         recipe_text=recipes.dump(recipe),
         facts=facts(origin.plain() | {"accuracy": accuracy.plain()}),
         source=recipe.folder,
@@ -160,8 +160,8 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
     return write_report(report.model_copy(update={"notes": tuple(notes)}), folder)
 
 
-def _preprocessing(finished: Finished) -> Preprocessing:
-    data, baked = finished.data, finished.recipe.export.bake_preprocessing
+def preprocessing_of(data: Data, *, baked: bool) -> Preprocessing:
+    """What the files say of how images of this data become inputs."""
     return Preprocessing.of_inputs(
         each(data.shape), mean=data.mean, std=data.std, classes=data.classes, baked=baked, pixels=data.scale == 255
     )

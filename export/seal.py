@@ -26,6 +26,12 @@ STATES = "states"
 STATE = STATES + r"/(0|[1-9][0-9]{0,18})\.safetensors"  # a network on its way, after so many optimizer steps
 TIMED = "ns@onnxruntime-cpu/[1-9][0-9]{0,2}"  # units of time, as limits and rows have them
 SCORES = ("required", "test", "val")
+LARGEST_NUMBER = -1.7976931348623157e308  # no other takes more characters
+LONGEST = {  # of what is sealed
+    "accuracy": dict.fromkeys(SCORES, LARGEST_NUMBER),
+    "files": dict.fromkeys(SEALED, "0" * 64),
+    "origin": "0" * 64,
+}
 ORIGIN = ("code", "data", "drift", "history", "seeds", "spaces", "steps", "train_cost")  # keys of report.json
 
 

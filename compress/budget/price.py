@@ -140,6 +140,18 @@ class Price:
         peaks = tuple(where for where, keep in zip(self.peaks, kept.tolist(), strict=True) if keep)
         return replace(self, alive=self.alive[kept], alive0=self.alive0[kept], peaks=peaks)
 
+    def less(self, size: int) -> Price:
+        """The same price with so many bytes less at all widths."""
+        one, none = np.ones(1, np.int64), np.zeros((1, len(self.spaces)), np.int64)
+        return replace(
+            self,
+            coef=np.concatenate([self.coef, [[0, 0, 0, -size]]]),
+            left=np.concatenate([self.left, none]),
+            left0=np.concatenate([self.left0, one]),
+            right=np.concatenate([self.right, none]),
+            right0=np.concatenate([self.right0, one]),
+        )
+
     def steps(self, widths: Mapping[str, int], by: int | Mapping[str, int] = 1) -> Ints:
         """What widening each space alone by `by` channels adds to each column, exactly: [S, C]."""
         w, stride = self.vector(widths), self.vector(dict.fromkeys(self.spaces, by) if isinstance(by, int) else by)

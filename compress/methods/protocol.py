@@ -212,6 +212,11 @@ class Method(Protocol[S]):
         return False
 
     @property
+    def keeps_operators(self) -> bool:
+        """Whether the network keeps those of the full one, and only its widths change."""
+        return False
+
+    @property
     def widens(self) -> bool:
         """Whether it may make layers wider than the full net's."""
         return False

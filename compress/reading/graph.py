@@ -94,6 +94,7 @@ class Graph:
     parted: Mapping[str, str] = field(default_factory=dict)  # spaces of which an operator takes a part -> where it runs
     cuts: tuple[Cut, ...] = ()  # views that cut an axis of channels in several
     counts: Mapping[str, Count] = field(default_factory=dict)  # numbers that modules hold: "block.width" -> of what
+    spare: int = 0  # bytes of a file that the price leaves out, because they were seen not to be there
 
     @cached_property
     def free(self) -> tuple[str, ...]:
@@ -113,6 +114,10 @@ class Graph:
             return sum(times * (self.spaces[of].width if of else 1) for of, times in count.items())
 
         return {name: length(count) for name, count in self.counts.items()}
+
+    def spared(self, size: int) -> Graph:
+        """The same with a price of so many bytes less than it was read with."""
+        return replace(self, price=self.price.less(size - self.spare), spare=size) if size != self.spare else self
 
     def widen(self, name: str, by: int) -> Edit:
         """An edit that adds `by` channels to a space, behind its last one wherever that stands."""

@@ -378,4 +378,5 @@ def _nothing(wires: Wires) -> str:
 def prune(surgeon: Surgeon, cuts: Cuts) -> None:
     """Give a surgeon a network without these connections, and no optimizer."""
     surgeon.model = cut(surgeon.model, cuts, surgeon.graph.shape)
-    surgeon.graph, surgeon.optimizer = survey(surgeon.model, surgeon.graph.shape, surgeon.hold), None
+    graph = survey(surgeon.model, surgeon.graph.shape, surgeon.hold)
+    surgeon.graph, surgeon.optimizer = graph.spared(surgeon.graph.spare), None

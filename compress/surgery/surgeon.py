@@ -77,7 +77,8 @@ class Surgeon:
         new = arrange(self.model, depths, templates)
         self._regroup(groups, depths)
         shape = self.graph.shape
-        self.graph = survey(self.model, shape, self.hold) if tried else read(self.model, shape, lessons=False)
+        graph = survey(self.model, shape, self.hold) if tried else read(self.model, shape, lessons=False)
+        self.graph = graph.spared(self.graph.spare)
         return new
 
     def apply(self, edit: Edit, *, columns: Columns = "zero", seed: int = 0) -> None:

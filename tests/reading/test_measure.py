@@ -283,17 +283,9 @@ def sized() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     }  # fmt: skip
 
 
-LARGEST_NUMBER = -1.7976931348623157e308  # none takes more characters
-LONGEST = {
-    "accuracy": dict.fromkeys(("required", "test", "val"), LARGEST_NUMBER),
-    "files": dict.fromkeys(("model.pt2", "model.py", "model.safetensors", "recipe.yaml"), "0" * 64),
-    "origin": "0" * 64,
-}
-
-
 def test_the_room_for_what_is_sealed_is_that_of_its_longest_form() -> None:
     from compress.export.onnx import file as onnx_file
-    from compress.export.seal import SCORES, SEALED
+    from compress.export.seal import LONGEST, SCORES, SEALED
 
     assert (tuple(LONGEST["accuracy"]), tuple(LONGEST["files"])) == (SCORES, SEALED)
     assert onnx_file.metadata_bytes({"sealed": LONGEST}) - onnx_file.metadata_bytes({}) == SEAL_BYTES
@@ -308,6 +300,7 @@ def test_the_predicted_bytes_are_a_close_upper_bound_of_the_file(
     name: str, sized: dict[str, tuple[nn.Module, tuple[int, ...]]], tmp_path: Path
 ) -> None:
     from compress.export.onnx import file as onnx_file
+    from compress.export.seal import LONGEST
 
     model, shape = sized[name]
     for tensor in [*model.parameters(), *model.buffers()]:

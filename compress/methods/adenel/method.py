@@ -60,6 +60,7 @@ class AdeNeL(Method[State]):
 
     settings: Adenel
     around: Around = ALONE
+    keeps_operators = True
 
     @property
     def align(self) -> int:

@@ -56,6 +56,7 @@ class Pruning(Method[State]):
 
     settings: Prune
     around: Around = ALONE
+    keeps_operators = True
 
     @property
     def keeps_weights(self) -> bool:

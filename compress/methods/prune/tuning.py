@@ -27,6 +27,7 @@ class TunedOn(Method[State]):
     settings: Tuning
     around: Around = ALONE
     only_trains = True
+    keeps_operators = True
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave every shape as it is."""

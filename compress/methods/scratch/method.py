@@ -63,6 +63,7 @@ class Evenly(_Training):
     """A width multiplier: the full net, narrowed by one factor until it fills the budget."""
 
     settings: Uniform
+    keeps_operators = True
 
     def smallest(self, surgeon: Surgeon) -> None:
         """Leave one filter, or one aligned block, in every free space."""
