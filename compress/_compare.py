@@ -319,7 +319,14 @@ def gathered(
         )
     metric = "top-1" if given.train.metric is None else given.train.metric
     return Comparison(
-        tuple(names), tuple(within), metric, cost, tuple(_remarks(arms, given)), tuple(rows), tuple(failed)
+        tuple(names),
+        tuple(within),
+        metric,
+        cost,
+        tuple(_remarks(arms, given)),
+        tuple(rows),
+        tuple(failed),
+        given.train.metric_better,
     )
 
 

@@ -97,10 +97,11 @@ def cut(
     own, metric = report.accuracy.val, report.accuracy.metric
     if keep_score is not None and keep_score > 1 and metric == "top-1":
         raise UsageError(f"an accuracy is a fraction of 1, and {keep_score:g} is more; write {keep_score / 100:g}")
-    required = keep_score if keep_score is not None else own - (max_drop or 0)
-    if own < required:
+    sign = recipe.train.sign
+    required = keep_score if keep_score is not None else own - sign * (max_drop or 0)
+    if sign * own < sign * required:
         raise UsageError(
-            f"{source} has a score of {own:.4g} itself on validation images, which is below {required:.4g}"
+            f"{source} has a score of {own:.4g} itself on validation images, which is worse than {required:.4g}"
         )
     work.refuse_other_images()
     return work.drawn(work.smallest(required))
@@ -189,10 +190,11 @@ class _Work:
         high: int = self.report.cost.cost().of(self.unit)
         low: int = plan(self.planned(written(high, self.unit))).floor.of(self.unit)
         tried: dict[int, tuple[Recipe, Point]] = {}
+        sign = self.recipe.train.sign
         while len(tried) < PROBES and high > NEAR * low and low < (size := rounded(math.sqrt(low * high))) < high:
             recipe = self.planned(written(size, self.unit), required)
             tried[size] = recipe, self.probed(recipe)
-            low, high = (low, size) if tried[size][1].val >= required else (size, high)
+            low, high = (low, size) if sign * tried[size][1].val >= sign * required else (size, high)
         for size, (recipe, _) in tried.items():
             if size != high:
                 shutil.rmtree(partial(self.place(recipe)), ignore_errors=True)

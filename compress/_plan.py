@@ -205,6 +205,7 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     """The plan of a recipe for a model that is built already."""
     methods = methods_of(recipe)
     _refuse_weights(recipe, methods, model)
+    _refuse_drop(recipe, methods)
     hold = held(recipe, model)
     graph, base = survey(model, shape, hold), measure(model, shape, lenient=True)
     graph, base = _sized(recipe, model, graph, base)
@@ -267,6 +268,16 @@ def _refuse_weights(recipe: Recipe, methods: Sequence[Method[Any]], model: nn.Mo
         raise UsageError(
             f"model.weights: {recipe.methods[0].name} draws all weights anew; leave the key out, or write method: "
             "{name: l1}"
+        )
+
+
+def _refuse_drop(recipe: Recipe, methods: Sequence[Method[Any]]) -> None:
+    """What may be lost is said of a network that is narrowed, and of none that grows from newly drawn weights."""
+    narrows = next((at for at, method in enumerate(methods) if not method.only_trains), 0)
+    if recipe.require and recipe.require.max_drop is not None and not methods[narrows].keeps_weights:
+        raise UsageError(
+            f"require.max_drop: {recipe.methods[narrows].name} draws all weights anew, so there is no uncut network to "
+            "compare with; write require.val_accuracy, or val_score where the recipe has a train.metric"
         )
 
 

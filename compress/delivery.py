@@ -54,6 +54,7 @@ class Story:
     steps: Sequence[Mapping[str, Any]] = ()  # what each of the recipe's methods spent and gained
     depths: Depths = field(default_factory=dict)  # children of the containers in which blocks were added or left out
     notes: Sequence[str] = ()
+    uncut: float | None = None  # the score on validation images of the network before anything was cut of it
     resumed: int | None = None  # the optimizer step that an interrupted run went on from
 
 
@@ -206,8 +207,18 @@ def _accuracy(compact: Compact, finished: Finished) -> Accuracy:
     splits = [split for split in ("val", "test") if data.counts[split]]
     scores = {split: train.score(network, data, split, task=task).accuracy for split in splits}
     network.to("cpu")
-    required = recipe.require.least if recipe.require else None
-    return Accuracy.of({"metric": task.name, "val": scores["val"], "test": scores.get("test"), "required": required})
+    required = recipe.require.bound(finished.story.uncut, recipe.train.sign) if recipe.require else None
+    if required is not None and recipe.train.metric is None:
+        required = max(required, 0.0)  # a network that starts below what it may lose
+    return Accuracy.of(
+        {
+            "metric": task.name,
+            "better": recipe.train.metric_better,
+            "val": scores["val"],
+            "test": scores.get("test"),
+            "required": required,
+        }
+    )
 
 
 def _origin(finished: Finished, compact: Compact) -> Origin:

@@ -33,7 +33,18 @@ def tell_story(bench: Bench, planned: Plan, resumed: int | None, command: str) -
         depths=bench.depths,
         resumed=resumed,
         notes=_remarks(bench, planned),
+        uncut=_uncut(bench),
     )
+
+
+def _uncut(bench: Bench) -> float | None:
+    """The validation score of the network that was narrowed: as it came, or as the training before that left it."""
+    methods = methods_of(bench.recipe)
+    lead = next((at for at, method in enumerate(methods) if not method.only_trains), 0)
+    if lead:
+        left: float | None = bench.steps[lead - 1]["val"]
+        return left
+    return next((note.numbers["val"] for note in bench.history if note.event == "start"), None)
 
 
 def _remarks(bench: Bench, planned: Plan) -> list[str]:

@@ -79,6 +79,7 @@ class Comparison:
     remarks: tuple[str, ...]
     rows: tuple[Ran, ...]
     failed: tuple[tuple[str, str], ...] = ()  # a run, and why
+    better: str = "larger"  # or "smaller": which scores are ahead
 
     @property
     def means(self) -> tuple[Mean, ...]:
@@ -91,7 +92,8 @@ class Comparison:
             for method in self.methods:
                 if rows := self._of(method, budget):
                     scores = [row.score for row in rows]
-                    apart = [row.score - first[row.seed] for row in rows if row.seed in first]
+                    sign = -1 if self.better == "smaller" else 1
+                    apart = [sign * (row.score - first[row.seed]) for row in rows if row.seed in first]
                     ahead, error, p = _paired(apart) if method != self.methods[0] else (None, None, None)
                     yield Mean(
                         method=method,

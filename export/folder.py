@@ -46,8 +46,7 @@ def check_folder(path: Path, asked: Asked, shapes: Shapes, uncounted: Collection
         raise ArtifactError(f"{path / REPORT}: does not agree with the files beside it: {'; '.join(lies)}.")
     lines = [*verdict.lines, *_beside(path)]
     if report.accuracy.missed:
-        reached, required = report.accuracy.val, report.accuracy.required
-        lines.insert(0, f"not kept: validation accuracy {reached} is below the {required} that the recipe requires.")
+        lines.insert(0, f"not kept: {report.accuracy.shortfall}, by the recipe.")
         return replace(verdict, code=1, lines=tuple(lines))
     return replace(verdict, lines=tuple(lines))
 

@@ -118,9 +118,10 @@ class Accuracy(Part):
     )
 
     metric: Text
+    better: Literal["larger", "smaller"] = "larger"
     val: Real
     test: Real | None  # None: no test set
-    required: Real | None  # of `val`, by the recipe
+    required: Real | None  # the least `val` by the recipe, or the largest where smaller is better
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -132,8 +133,17 @@ class Accuracy(Part):
 
     @property
     def missed(self) -> bool:
-        """Whether less was reached than the recipe requires."""
-        return self.required is not None and self.val < self.required
+        """Whether worse was reached than the recipe requires."""
+        if self.required is None:
+            return False
+        return self.val > self.required if self.better == "smaller" else self.val < self.required
+
+    @property
+    def shortfall(self) -> str:
+        """Where worse was reached, by what side of what is required."""
+        of = "accuracy" if self.metric == "top-1" else "score"
+        side = "above" if self.better == "smaller" else "below"
+        return f"validation {of} {self.words('val')} is {side} the required {self.words('required')}"
 
     def words(self, key: Literal["val", "test", "required"]) -> str:
         """Say one of the three; nothing where it is None."""
@@ -255,8 +265,7 @@ def judged(rows: Sequence[Row], accuracy: Accuracy) -> tuple[Outcome, Landing]:
     broken = [row.in_words() for row in rows if row.broken]
     sentences = list(broken)
     if accuracy.missed:
-        reached, required = accuracy.words("val"), accuracy.words("required")
-        sentences.append(f"validation accuracy {reached} is below the required {required}")
+        sentences.append(accuracy.shortfall)
     if not broken:
         sentences.append(("the budget holds: " if accuracy.missed else "") + tightest.in_words())
     failed = bool(broken) or accuracy.missed

@@ -247,7 +247,7 @@ WRONG: list[tuple[dict[str, Any], type[CompressError], str]] = [
     ({"to": "30kMACs,100MACs"}, Infeasible, "100MACs is less than"),
     ({"keep_score": float("nan")}, UsageError, "nan is no score that a net can keep"),
     ({"keep_score": 97}, UsageError, "is a fraction of 1, and 97 is more; write 0.97"),
-    ({"keep_score": 0.9999}, UsageError, r"old has a score of .* itself .* below 0\.9999"),
+    ({"keep_score": 0.9999}, UsageError, r"old has a score of .* itself .* worse than 0\.9999"),
     ({"to": "30kMACs", "out": "old"}, UsageError, "old exists already; name another folder with --out"),
     ({"to": "30kMACs", "overrides": {"data.train": "500"}}, UsageError, "images of digits are not those of the run"),
 ]

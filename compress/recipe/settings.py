@@ -199,7 +199,9 @@ class Train(Keys):
     loss: Annotated[str, AfterValidator(import_path)] | None = None
     """loss(output, y) -> one number, as 'package.module:callable' or './file.py:callable'; null is cross-entropy."""
     metric: Annotated[str, AfterValidator(import_path)] | None = None
-    """metric(output, y) -> a score for each image, or their mean, larger being better; null is top-1."""
+    """metric(output, y) -> a score for each image, or their mean; null is top-1."""
+    metric_better: Literal["larger", "smaller"] = "larger"
+    """Which scores of train.metric are the better ones; 'smaller' for any error or loss."""
     step: Annotated[str, AfterValidator(import_path)] | None = None
     """step(model, x, y) -> (loss, output), where a batch needs more than model(x) and a loss; null is just that."""
     teacher: Teacher | None = Field(default=None, json_schema_extra=or_full)
@@ -208,6 +210,17 @@ class Train(Keys):
     """Number format of training; 'auto' is bf16 where the processor is faster with it, else fp32."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     """Layout of images in memory; 'auto' is channels_last where it is faster, see train.memory_format_of."""
+
+    @property
+    def sign(self) -> int:
+        """What scores are multiplied with so that larger ones are better."""
+        return -1 if self.metric_better == "smaller" else 1
+
+    @model_validator(mode="after")
+    def _top1_is_better_where_larger(self) -> Self:
+        if self.metric is None and self.metric_better == "smaller":
+            raise ValueError("metric_better: of top-1 the larger is better; leave the key out, or name a metric")
+        return self
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:
@@ -232,17 +245,20 @@ class Require(Keys):
     val_accuracy: Annotated[float, Field(gt=0, le=1), BeforeValidator(number)] | None = None
     """Least accuracy on the validation images, as a fraction of 1; null: none."""
     val_score: Annotated[float, BeforeValidator(number)] | None = None
-    """Least mean score on them by train.metric; null: none."""
+    """Least mean score on them by train.metric, or the largest where metric_better is smaller; null: none."""
+    max_drop: Annotated[float, Field(ge=0), BeforeValidator(number)] | None = None
+    """How much worse than the uncut network's the score may be: 0.01 is one point of accuracy; null: none."""
 
-    @property
-    def least(self) -> float | None:
-        """What is required, whichever it is."""
+    def bound(self, uncut: float | None, sign: int) -> float | None:
+        """What the score on validation images must reach, where that is known; `uncut` is the uncut network's."""
+        if self.max_drop is not None:
+            return None if uncut is None else uncut - sign * self.max_drop
         return self.val_accuracy if self.val_score is None else self.val_score
 
     @model_validator(mode="after")
     def _asks_for_one(self) -> Self:
-        if (self.val_accuracy is None) == (self.val_score is None):
-            raise ValueError("write val_accuracy, or val_score where the recipe has a train.metric")
+        if sum(wish is not None for wish in (self.val_accuracy, self.val_score, self.max_drop)) != 1:
+            raise ValueError("write val_accuracy, val_score where the recipe has a train.metric, or max_drop")
         return self
 
 

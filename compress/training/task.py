@@ -4,7 +4,7 @@ Classification is built in. Another task (segmentation, regression, several inpu
 the recipe, by import path or file as a model's factory is:
 
     train.loss     loss(output, y) -> one number to go down, a mean over the batch
-    train.metric   metric(output, y) -> one score for each image [B], or their mean; larger is better
+    train.metric   metric(output, y) -> one score for each image [B], or their mean; train.metric_better says which
     train.step     step(model, x, y) -> (loss, output), in place of output = model(x) and the loss
 
 Where a model takes several inputs, x is a tuple of them and output = model(*x).
@@ -40,6 +40,7 @@ class Task:
     metric: Callable[[Any, Tensor], Tensor]
     step: Callable[[nn.Module, Batch, Tensor], tuple[Tensor, Any]] | None = None
     name: str = "top-1"  # of the metric
+    sign: int = 1  # what scores are multiplied with so that larger ones are better
     teacher: Teacher | None = None  # asked where something is learnt, never where it is scored
 
     def run(self, model: nn.Module, x: Batch, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
@@ -84,6 +85,7 @@ def task_of(train: settings.Train, data: Data, folder: Path = Path()) -> Task:
         _checked("metric", train.metric, named["metric"]) if named["metric"] else usual.metric,
         _checked_step(train.step, named["step"]) if named["step"] else None,
         train.metric or usual.name,
+        train.sign,
     )
 
 

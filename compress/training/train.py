@@ -55,6 +55,13 @@ class Score:
     loss: float
     """Mean loss."""
     images: int
+    sign: int = 1
+    """What `accuracy` is multiplied with so that larger is better."""
+
+    @property
+    def worth(self) -> float:
+        """The accuracy, or the score turned so that larger is better: what decisions are made by."""
+        return self.sign * self.accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +212,7 @@ def score(
             loss += mean.item() * len(y)
             good += scores.item()
             images += len(y)
-    return Score(accuracy=good / images, loss=loss / images, images=int(images))
+    return Score(good / images, loss / images, int(images), task.sign)
 
 
 @torch.no_grad()

@@ -48,13 +48,13 @@ def recipe(*, budget: str = "160kMACs", factory: str = "basic3resnet", **method:
 class Desk:
     """A lab without tensors: accuracies as they were written down, blocks that are only counted."""
 
-    def __init__(self, scores: Sequence[float], stages: int, room: int) -> None:
+    def __init__(self, scores: Sequence[float], stages: int, room: int, metric: str | None, sign: int) -> None:
         self.scores: Iterator[float] = iter(scores)
         self.events: list[Event] = []
         self.depths = dict.fromkeys((f"s{n}" for n in range(stages)), 1)
         self.model = self.original = None
         self.step, self.epoch, self.share, self.images = 0, 1, 1.0, {"val": 1000}
-        self.keys = SimpleNamespace(lr=0.1)
+        self.keys = SimpleNamespace(lr=0.1, metric=metric, sign=sign)
         self.budget = SimpleNamespace(holds=lambda _: sum(self.depths.values()) - stages < room)
 
     def stages(self, names: object) -> list[Any]:
@@ -71,7 +71,7 @@ class Desk:
         return Trained(loss=1.0, accuracy=0.5, images=steps, seconds=0.0)
 
     def score(self) -> Score:
-        return Score(accuracy=next(self.scores), loss=1.0, images=1)
+        return Score(accuracy=next(self.scores), loss=1.0, images=1, sign=self.keys.sign)
 
     def sketch(self) -> None:
         pass
@@ -85,9 +85,11 @@ class Desk:
             self.events.append((event, told["stage"], *([told["why"]] if event == "left" else [])))
 
 
-def played(scores: Sequence[float], stages: int = 3, room: int = 10**6, **said: Any) -> list[Event]:
-    """The events of growing with these accuracies, one an epoch, until the list of stages is empty."""
-    desk = Desk(scores, stages, room)
+def played(
+    scores: Sequence[float], stages: int = 3, room: int = 10**6, metric: str | None = None, sign: int = 1, **said: Any
+) -> list[Event]:
+    """The events of growing with these scores, one an epoch, until the list of stages is empty."""
+    desk = Desk(scores, stages, room, metric, sign)
     method = AutoGrow(Autogrow(**said))
     names = tuple(desk.depths)
     state = State(alive=names, next=names[0])
@@ -166,6 +168,30 @@ def test_stages_grow_and_leave_in_the_order_of_algorithm_1(
     said = {"interval": f"{k} epochs", "patience": f"{j} epochs", "tau": 0.05, "policy": policy}
     wanted = algorithm_1(scores, stages, room, k, j, policy)
     assert played(scores, stages, room, **said) == wanted
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, 20), min_size=4, max_size=24), st.sampled_from([1, 2]), st.sampled_from([2, 4]),
+    st.sampled_from(["periodic", "convergent"]), st.sampled_from([0.5, 8.0]), st.integers(-900, 900),
+)  # fmt: skip
+def test_a_metric_of_any_unit_and_direction_decides_as_its_order_does(
+    scores: list[int], k: int, j: int, policy: str, times: float, more: int
+) -> None:
+    # Eighths and halves keep every sum exact, so that nothing hangs on rounding.
+    way = {"policy": policy, "interval": f"{k} epochs", "patience": f"{j} epochs", "tau": 0.0625, "metric": "./m.py:m"}
+    plain = played([float(score) for score in scores], **way)
+    assert played([times * score + more for score in scores], **way) == plain
+    assert played([-times * score + more for score in scores], sign=-1, **way) == plain
+
+
+def test_scores_below_zero_that_rise_do_not_end_the_growing() -> None:
+    rising = [-5.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5]
+    way = {"interval": "1 epoch", "patience": "2 epochs", "metric": "./m.py:m"}
+    assert [kind for kind, *_ in played(rising, **way)] == ["grown"] * 8
+    falling = [-score for score in rising]  # a loss
+    assert [kind for kind, *_ in played(falling, sign=-1, **way)] == ["grown"] * 8
+    assert "left" in [kind for kind, *_ in played(falling, **way)]
 
 
 def test_the_list_of_three_stages_empties_after_the_last_gain() -> None:

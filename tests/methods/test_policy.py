@@ -218,3 +218,14 @@ def test_a_new_controller_starts_dense_and_leaves_torchs_random_numbers_alone() 
     assert torch.equal(before, torch.get_rng_state())
     assert bool(((net() > 0.8) & (net() < 0.95)).all())
     assert torch.equal(net(), Controller((1, 2, 3), hidden=128, bias=2.0, seed=4)())
+
+
+def test_scores_of_a_metric_are_placed_between_the_worst_and_the_best_that_were_seen() -> None:
+    controller = Controller([1, 2])
+    assert controller.placed(torch.tensor([-3.0, -3.0])).tolist() == [0.5, 0.5]
+    assert controller.placed(torch.tensor([-4.0, -2.0, -3.0])).tolist() == [0.0, 1.0, 0.5]
+    assert controller.placed(torch.tensor([-2.5])).tolist() == [0.75]
+    assert controller.placed(torch.tensor([0.0])).tolist() == [1.0]
+    again = Controller([1, 2])
+    again.load_state_dict(controller.state_dict())
+    assert again.placed(torch.tensor([-2.0])).tolist() == [0.5]

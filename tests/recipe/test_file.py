@@ -128,7 +128,7 @@ def test_numbers_are_read_as_people_write_them(read: Read) -> None:
         ("align: 4", "small.yaml:5: align: expected 1, 8 or 16, got 4."),
         ("seed: -1", "small.yaml:5: seed: expected a number of at least 0, got -1."),
         ("require: {val_accuracy: 97}", "small.yaml:5: require.val_accuracy: expected a number of at most 1, got 97."),
-        ("require: {}", "small.yaml:5: require: write val_accuracy, or val_score"),
+        ("require: {}", "small.yaml:5: require: write val_accuracy, val_score"),
         ("budget: 43MFLOPS", "small.yaml:5: budget: '43MFLOPS' is a rate"),
         ("budget: 43", "small.yaml:5: budget: A limit needs a number and a unit, got 43; write '43 MACs'."),
         ("budget: [43MMACs, 1MMACs]", "small.yaml:5: budget: Two limits in MACs"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class State:
     grown: str = ""  # the one that grew last
     growths: tuple[tuple[int, str], ...] = ()  # clock, stage
     judged: bool = True  # whether the last growth was (policy convergent)
-    best: tuple[tuple[int, float], ...] = ()  # clock, running maximum of validation accuracy
+    best: tuple[tuple[int, float], ...] = ()  # clock, running maximum of validation accuracy (or of scores, turned)
+    least: float | None = None  # of those seen
     trained: float = 0.0  # accuracy of the last epoch on the training images
     why: str = ""  # what ended the growing
 
@@ -134,25 +136,28 @@ class AutoGrow(Method[State]):
         share = lab.share if self.settings.scale_to_data and duration.unit == "epochs" else 1.0
         return max(1, round(duration.steps(lab.epoch) / share))
 
-    def _tau(self, lab: Lab) -> float:
-        """The least gain that counts."""
-        return max(5e-4, 1 / lab.images["val"]) if self.settings.tau is None else self.settings.tau
+    def _tau(self, lab: Lab, state: State) -> float:
+        """The least gain that counts; of a metric of one's own as a part of all that was gained, whatever its unit."""
+        tau = max(5e-4, 1 / lab.images["val"]) if self.settings.tau is None else self.settings.tau
+        gained = state.best[-1][1] - state.least if state.best and state.least is not None else 0.0
+        return tau if lab.keys.metric is None else tau * gained or inf
 
     def _grow(self, lab: Lab, state: State) -> State:
         s, length = self.settings, self.span(lab, self.settings.interval)
         steps = min(length - state.at, lab.epoch)
         start, peak = lab.step - state.at, s.grow_lr or lab.keys.lr
         trained = lab.train(steps, lambda step: lr_at(s.schedule, peak, (step - start) / length))
-        val = lab.score().accuracy
-        best = max(val, state.best[-1][1] if state.best else 0.0)
+        score = lab.score()
+        best = max(score.worth, state.best[-1][1] if state.best else -inf)
         clock = state.clock + steps
         state = replace(state, clock=clock, at=state.at + steps, best=(*state.best, (clock, best)))
+        state = replace(state, least=score.worth if state.least is None else min(score.worth, state.least))
         state = replace(state, trained=trained.accuracy)
         if state.at < length:
             return state
         state = replace(state, at=0, round=state.round + 1)
         shape = depths(lab, self._stages(lab))
-        lab.note("round", round=state.round, loss=trained.loss, val=val, depths=shape)
+        lab.note("round", round=state.round, loss=trained.loss, val=score.accuracy, depths=shape)
         state = self.decide(lab, state)
         over = state.clock >= s.max_epochs * lab.epoch
         if over and state.alive:
@@ -187,12 +192,13 @@ class AutoGrow(Method[State]):
 
     def verdict(self, lab: Lab, state: State) -> tuple[bool, bool, bool]:
         """Whether the last grown stage stops, whether the next one grows, and whether the last growth is judged now."""
-        s, tau = self.settings, self._tau(lab)
+        s, tau = self.settings, self._tau(lab, state)
+        worst = 0.0 if lab.keys.metric is None else -inf
         if s.policy == "periodic":
-            return gained(state.best, self.span(lab, s.patience)) < tau, True, True
-        still = gained(state.best, self.span(lab, s.interval)) < tau
+            return gained(state.best, self.span(lab, s.patience), worst) < tau, True, True
+        still = gained(state.best, self.span(lab, s.interval), worst) < tau
         since = state.growths[-1][0] if state.growths else 0
-        helped = state.best[-1][1] - best_at(state.best, since) > tau
+        helped = state.best[-1][1] - best_at(state.best, since, worst) > tau
         return still and not state.judged and not helped, still, state.judged or still
 
     def _left(self, lab: Lab, state: State, stage: str, why: str) -> State:
@@ -225,7 +231,8 @@ class AutoGrow(Method[State]):
         held, epoch = lab.optimizer, lab.epoch
         lab.optimizer = torch.optim.Adam(parameters, lr=ADAM_LR, weight_decay=ADAM_DECAY)
         for _ in range(ADAM_EPOCHS):
-            if lab.train(epoch, lambda _: ADAM_LR).accuracy > trained - ADAM_LOSS:
+            sign, worst = lab.keys.sign, ADAM_LOSS * (1 if lab.keys.metric is None else abs(trained))
+            if sign * lab.train(epoch, lambda _: ADAM_LR).accuracy > sign * trained - worst:
                 break
         lab.optimizer = held
 
@@ -233,7 +240,7 @@ class AutoGrow(Method[State]):
         """Cut what was of no use, fill the budget, and go on to tuning, as the settings say."""
         s, stages = self.settings, self._stages(lab)
         if s.overshoot == "cut":
-            wanted = useful(state, self._tau(lab), depths(lab, stages))
+            wanted = useful(state, self._tau(lab, state), depths(lab, stages))
             lab.arrange(layout(lab.model, {stage: wanted[stage.name] for stage in stages}))
             lab.note("cut", depths=depths(lab, stages), widths=lab.widths)
         if s.on_saturation == "fill":
@@ -273,14 +280,14 @@ def follower(alive: Sequence[str], name: str) -> str:
     return alive[(alive.index(name) + 1) % len(alive)]
 
 
-def best_at(best: Sequence[tuple[int, float]], step: int) -> float:
-    """The running maximum as it was after these steps; 0 before the first look."""
-    return max((value for at, value in best if at <= step), default=0.0)
+def best_at(best: Sequence[tuple[int, float]], step: int, before: float = 0.0) -> float:
+    """The running maximum as it was after these steps; `before` the first look what nothing is worse than."""
+    return max((value for at, value in best if at <= step), default=before)
 
 
-def gained(best: Sequence[tuple[int, float]], steps: int) -> float:
+def gained(best: Sequence[tuple[int, float]], steps: int, before: float = 0.0) -> float:
     """How much the running maximum rose within the last steps; all of it, where it is younger than that."""
-    return best[-1][1] - best_at(best, best[-1][0] - steps)
+    return best[-1][1] - best_at(best, best[-1][0] - steps, before)
 
 
 def useful(state: State, tau: float, now: Mapping[str, int]) -> dict[str, int]:

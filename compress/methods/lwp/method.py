@@ -153,6 +153,7 @@ class LWP(Method[State]):
             tightness=lambda step: min(1.0, (done + step - begin + 1) / tight),
             lr=lambda step: lr_at(s.schedule, peak, (step - begin) / total),
             net_lr=None if alone else lambda step: s.joint_lr,
+            placed=None if lab.keys.metric is None else lab.keys.sign,
         )
         agent, masks = self.agent(lab), Masks(lab.model, wiring)
         try:
@@ -187,7 +188,7 @@ class LWP(Method[State]):
             masks.set(mask)
             lab.recalibrate(s.recalibrate)
             score = lab.score()
-            return score.accuracy, -score.loss
+            return score.worth, -score.loss
 
         try:
             best = max(candidates, key=scored)  # the first of equal ones: the likeliest child is the first of all

@@ -39,6 +39,7 @@ class Controller(nn.Module):
     """
 
     value: Tensor
+    seen: Tensor  # the least and the largest score so far, of a metric that is not top-1
 
     def __init__(self, sources: Sequence[int], hidden: int = 128, bias: float = 2.0, seed: int = 0) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class Controller(nn.Module):
             self.head = nn.Linear(hidden, size)
         nn.init.constant_(self.head.bias, bias)
         self.register_buffer("value", torch.zeros(()))
+        self.register_buffer("seen", torch.tensor([torch.inf, -torch.inf]))
 
     def forward(self, released: int | None = None) -> Tensor:
         """The probability of keeping each connection [E]: learnt for the last `released` layers, 1 for the others."""
@@ -63,6 +65,15 @@ class Controller(nn.Module):
             output = mask.expand(1, -1) if layer < held else torch.sigmoid(self.head(state[0])) * mask
             kept.append(output[0, :count])
         return torch.cat(kept)
+
+    def placed(self, scores: Tensor) -> Tensor:
+        """Where scores [m], the larger the better, lie between the worst and the best so far: [m], from 0 to 1.
+
+        What stands for the share of right answers where a metric has another unit, or none.
+        """
+        low, high = torch.minimum(self.seen[0], scores.min()), torch.maximum(self.seen[1], scores.max())
+        self.seen = torch.stack([low, high])
+        return (scores - low) / (high - low) if high > low else torch.full_like(scores, 0.5)
 
     def released(self, released: int) -> Tensor:
         """Which connections belong to the last `released` layers: bool [E]."""

@@ -51,6 +51,8 @@ class Terms:
     """The controller's learning rate."""
     net_lr: Callable[[int], float] | None = None
     """The network's; None leaves its weights as they are."""
+    placed: int | None = None
+    """Of a metric that is not top-1, what its scores are multiplied with so that larger is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def search(masks: Masks, agent: Agent, terms: Terms, loop: Loop) -> Searched:
                 )
             eta = torch.from_numpy(costs[:, 1] / full[0, 1]).float()
             share = torch.from_numpy(used(costs, full, terms.budget, terms.tightness(step))).float()
-            earned = terms.reward(right, eta, share)
+            good = right if terms.placed is None else controller.placed(terms.placed * right)
+            earned = terms.reward(good, eta, share)
             agent.learn(probabilities, drawn, earned, decided, weight=terms.weight, lr=terms.lr(step))
             watch.rows.append([each.mean().item() for each in (losses, earned, eta, right)])
             if watch.is_due(step):

@@ -35,7 +35,7 @@ def found(lab: Lab, tune: Tune, total: int, rates: Sequence[float], ready: Calla
         try:
             lab.train(steps, rate)
             score = lab.score()
-            seen[peak] = (score.accuracy, -score.loss)
+            seen[peak] = (score.worth, -score.loss)
         except UsageError as error:  # the loss was not finite any more
             failed = error
         lab.model.load_state_dict(before)
@@ -43,5 +43,5 @@ def found(lab: Lab, tune: Tune, total: int, rates: Sequence[float], ready: Calla
     if not seen and failed:
         raise failed
     best = max(seen, key=lambda peak: seen[peak])
-    lab.note("rate", lr=best, **{f"val at {peak:g}": accuracy for peak, (accuracy, _) in seen.items()})
+    lab.note("rate", lr=best, **{f"val at {peak:g}": lab.keys.sign * worth for peak, (worth, _) in seen.items()})
     return best
