@@ -164,7 +164,14 @@ def deliver(finished: Finished, folder: Path, clock: Callable[[], float], listen
 def preprocessing_of(data: Data, *, baked: bool) -> Preprocessing:
     """What the files say of how images of this data become inputs."""
     return Preprocessing.of_inputs(
-        each(data.shape), mean=data.mean, std=data.std, classes=data.classes, baked=baked, pixels=data.scale == 255
+        each(data.shape),
+        mean=data.mean,
+        std=data.std,
+        classes=data.classes,
+        baked=baked,
+        pixels=data.scale == 255,
+        colours=data.colours,
+        resized=data.resized,
     )
 
 

@@ -240,6 +240,10 @@ def _prepared(preprocessing: Preprocessing) -> str:
     shapes = (preprocessing.shape, *(other.shape for other in preprocessing.others))
     images, *others = (", ".join(map(str, ("N", *shape))) for shape in shapes)
     pixels = "pixels in [{}, {}], ".format(*preprocessing.range) if preprocessing.range else ""
+    if preprocessing.resize:
+        pixels = f"resized ({preprocessing.resize}), {pixels}"
+    known = {"RGB": "channels red, green, blue (OpenCV reads them the other way round), ", "gray": "gray, "}
+    pixels += known.get(preprocessing.colours or "", "")
     mean, std = (" ".join(f"{x:.4g}" for x in numbers) for numbers in (preprocessing.mean, preprocessing.std))
     rest = "normalised inside" if preprocessing.baked else f"minus mean ({mean}), over std ({std})"
     beside = "".join(f"; x{number}: float32 [{other}]" for number, other in enumerate(others, 2))

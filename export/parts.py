@@ -154,6 +154,10 @@ class FurtherInput(Part):
     shape: Annotated[Listed[StrictWhole], Field(min_length=1)]  # without the batch
 
 
+Colours = Literal["RGB", "gray", "as stored"]
+RESIZE = "the shorter side to the size, bilinear with antialiasing, then the middle"
+
+
 class Preprocessing(Part):
     """How pixels become the input of model.onnx: divided by 255, less the mean, over the standard deviation.
 
@@ -168,6 +172,8 @@ class Preprocessing(Part):
     baked: Flag  # whether model.onnx does it itself
     classes: Listed[str]  # labels, in the order of the outputs
     others: Annotated[Listed[FurtherInput], Field(min_length=1)] = ()
+    colours: Colours | None = None  # the order of the channels: readers that give BGR, as OpenCV does, turn it round
+    resize: Literal["the shorter side to the size, bilinear with antialiasing, then the middle"] | None = None
 
     @classmethod
     def of_inputs(
@@ -179,9 +185,11 @@ class Preprocessing(Part):
         classes: Sequence[str],
         baked: bool,
         pixels: bool = True,
+        colours: Colours | None = None,
+        resized: bool = False,
     ) -> Self:
         """Return the preprocessing for inputs of these shapes, [C, H, W] of the images and those of the others; without
-        `pixels` of arrays [C, ...].
+        `pixels` of arrays [C, ...]. `resized`: images of other sizes were made [H, W] by our one rule.
         """
         images, *others = shapes
         parts: dict[str, Any] = {
@@ -193,6 +201,8 @@ class Preprocessing(Part):
             "baked": baked,
             "classes": list(classes),
         }
+        parts |= {"colours": colours} if colours and pixels else {}
+        parts |= {"resize": RESIZE} if resized else {}
         if others:
             parts["others"] = [{"name": f"x{number}", "shape": shape} for number, shape in enumerate(others, 2)]
         return cls.model_validate(parts)

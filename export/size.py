@@ -59,7 +59,9 @@ def _drawn(model: nn.Module) -> nn.Module:
 def foreseen(shape: Shape, classes: int, *, baked: bool) -> Preprocessing:
     """What the metadata says of images that nobody has looked at, as long as it may be."""
     third, names = [1 / 3] * each(shape)[0][0], ["x" * (CLASS_BYTES - 4)] * classes
-    return Preprocessing.of_inputs(each(shape), mean=third, std=third, classes=names, baked=baked)
+    return Preprocessing.of_inputs(
+        each(shape), mean=third, std=third, classes=names, baked=baked, colours="as stored", resized=True
+    )
 
 
 def shorter(known: Preprocessing) -> int:

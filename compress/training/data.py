@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -72,6 +72,10 @@ class Data:
     """What 1 is stored as: 255 in images uint8, 1 in arrays of floats."""
     cutout: int = 0
     """Side in pixels of the square that is blanked in each training image; 0 for none."""
+    colours: Literal["RGB", "gray", "as stored"] = "as stored"
+    """The order of an image's channels, where it is known."""
+    resized: bool = False
+    """Whether images were made of one size: the shorter side resized, and the middle taken."""
     share: float = 1.0
     """Training images that are used, of those that there are."""
     padding: str = "zero"
@@ -257,6 +261,8 @@ def load(
         scaling=(factor, summand),
         scale=train.scale,
         cutout=keys.cutout,
+        colours=_colours(keys.source, train.shape),
+        resized=keys.source == "folder" and keys.size is not None,
         share=len(numbers) / there,
         padding=keys.padding,
         firsts=torch.randint(
@@ -287,6 +293,12 @@ def _refuse(keys: "settings.Data", batch: int, images: int, train: Source, *, cl
             f"data.cutout: {keys.cutout} would blank all or most of images of {height} x {width} pixels; choose less: "
             "a quarter of a side is usual."
         )
+
+
+def _colours(source: str, shape: Sequence[int]) -> Literal["RGB", "gray", "as stored"]:
+    if len(shape) == 3 and shape[0] == 1:
+        return "gray"
+    return "RGB" if len(shape) == 3 and (source == "folder" or source in TORCHVISION) else "as stored"
 
 
 def _found(keys: "settings.Data", device: torch.device, root: Path, in_memory: int) -> Found:

@@ -142,7 +142,7 @@ def _head(network: nn.Module, script: Script, preprocessing: Mapping[str, Any], 
         "    model = load()",
         "",
         f"It takes float32 {'images' if preprocessing['range'] else 'arrays'} {_image_shape(preprocessing)}: "
-        f"{'pixels in [0, 1], ' if preprocessing['range'] else ''}less the mean, over the deviation,",
+        f"{_pixels(preprocessing)}less the mean, over the deviation,",
         "",
         f"    mean = {literal(tuple(preprocessing['mean']))}",
         f"    std = {literal(tuple(preprocessing['std']))}",
@@ -175,6 +175,13 @@ def _lost(network: nn.Module, script: Script) -> str:
     }
     names = {name for name in names if is_name(name) and not hasattr(nn, name)}
     return f": {', '.join(sorted(names))}" if names else ""
+
+
+def _pixels(preprocessing: Mapping[str, Any]) -> str:
+    if not preprocessing["range"]:
+        return ""
+    colours = {"RGB": " of red, green and blue", "gray": " of gray"}.get(preprocessing.get("colours") or "", "")
+    return f"pixels{colours} in [0, 1], "
 
 
 def _image_shape(preprocessing: Mapping[str, Any]) -> str:
