@@ -114,21 +114,25 @@ def plan(mode: str, graph: Graph, full: Mapping[str, int], budget: Budget, align
 
 
 def unavoidable(widths: Mapping[str, int], price: Price, budget: Budget, align: int, **asked: Any) -> str:
-    """Why no other widths within reach come up to the claim; empty where that is not proved."""
+    """Why no more is used: all widths in reach were tried, or no layer can be a unit wider; empty where neither."""
     _, lower, caps = reach(price, budget=budget, align=align, **asked)
-    if (price.vector(widths) == caps).all():
-        return "capped"
+    now, most = price.vector(widths), asked.get("ceiling")
     ranges = [
         sorted({low, *range(-(-low // align) * align, top + 1, align)})
-        for low, top in zip(lower.tolist(), caps.tolist(), strict=True)
+        for low, top in zip(lower.tolist(), np.maximum(caps, now).tolist(), strict=True)
     ]
-    if prod(map(len, ranges)) > TRIED:
-        return ""
-    grid = np.stack([axis.ravel() for axis in np.meshgrid(*ranges, indexing="ij")], 1)
-    left, right = grid @ price.left.T + price.left0, grid @ price.right.T + price.right0
-    costs = [Cost(*row) for row in np.unique((left * right) @ price.coef, axis=0).tolist()]
-    best = max(budget.utilisation(cost) for cost in costs if budget.holds(cost))
-    return f"proved: at most {best:.2%}" if best < CLAIM[align] else ""
+    if prod(map(len, ranges)) <= TRIED:
+        grid = np.stack([axis.ravel() for axis in np.meshgrid(*ranges, indexing="ij")], 1)
+        left, right = grid @ price.left.T + price.left0, grid @ price.right.T + price.right0
+        costs = [Cost(*row) for row in np.unique((left * right) @ price.coef, axis=0).tolist()]
+        best = max(budget.utilisation(cost) for cost in costs if budget.holds(cost))
+        if best < CLAIM[align]:
+            return f"proved: at most {best:.2%}"
+    wider = {name: (width // align + 1) * align for name, width in widths.items()}
+    able = [name for name, width in wider.items() if most is None or width <= most[name]]
+    if not any(budget.holds(price.cost({**widths, name: wider[name]})) for name in able):
+        return "nothing fits"
+    return ""
 
 
 # ---- checks on the network itself -----------------------------------------------------------------------------------
