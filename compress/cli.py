@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,24 +100,30 @@ def run(
 @click.argument("recipe")
 @options.budget
 @options.overrides
+@options.time
 @options.as_json
-def plan(recipe: str, budget: str | None, overrides: dict[str, str], as_json: bool) -> int:
+def plan(recipe: str, budget: str | None, overrides: dict[str, str], time: bool, as_json: bool) -> int:
     """Say what RECIPE, a file or a name that `compress recipes` lists, would do, in seconds and without training: what
     is free, what is frozen and why, and what the smallest network costs. Ends with 3 where no network can keep the
     budget.
     """
     from compress.recipe.file import read
 
-    read(recipe, overrides, budget)
+    said = read(recipe, overrides, budget)
     from compress._plan import plan as look
     from compress.outcomes import plan_json, plan_lines
 
     _import_from_here()
-    planned = look(recipe, budget=budget, overrides=overrides)
+    planned, took = look(recipe, budget=budget, overrides=overrides), None
+    if time and planned.feasible:
+        from compress.timing import how_long
+
+        took = how_long(said)
     if as_json:
-        _print_json(plan_json(planned))
+        _print_json(plan_json(planned) | ({"time": asdict(took)} if took else {}))
     else:
-        _say_verdict(0 if planned.feasible else Infeasible.exit_code, plan_lines(planned))
+        lines = [*plan_lines(planned), *(["", f"time: {took.words}"] if took else [])]
+        _say_verdict(0 if planned.feasible else Infeasible.exit_code, lines)
     planned.refuse()
     return 0
 
@@ -153,19 +160,8 @@ def export(factory: str, weights: str, budget: str, data: str, as_json: bool, **
 @click.option(
     "--max-drop", callback=options.drop, metavar="D", help="The smallest net with so much less than the run has: 1%."
 )
-@click.option(
-    "--epochs",
-    type=click.FloatRange(0),
-    metavar="N",
-    help="Tuning of each.  [default: a quarter of the run's last stage]",
-)
-@click.option(
-    "--start",
-    type=click.Choice(["end", "nearest"]),
-    default="end",
-    show_default=True,
-    help="What smaller nets begin with: the run's end, or the nearest of that and the states that it kept.",
-)
+@options.epochs
+@options.start
 @click.option("--out", help=options.NEW_FOLDER.format("NAME-cut"))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @options.overrides

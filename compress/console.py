@@ -17,7 +17,7 @@ from typing import Any, Protocol, TextIO
 
 import click
 
-from compress.budget.units import percent, show, show_score
+from compress.budget.units import duration, percent, show, show_score
 from compress.errors import UsageError
 from compress.texts import visible
 from compress.training.events import (
@@ -118,6 +118,7 @@ class _Story:
         self.batch = self.epoch = 0  # images a step, steps an epoch
         self.epochs = 0.0  # of the last stage, which is known in advance; rounds are not
         self.ahead = 0.0  # steps until training ends, once that stage has begun
+        self.used = 0.0  # of the budget, by the network at present
         self.phase, self.metric = "", "top-1"
         self.headed = False
 
@@ -164,7 +165,7 @@ class _Story:
         if not self.headed:
             self._row([name for name, _ in _TABLE], strong=True)
             self.headed = True
-        numbers = note.numbers
+        numbers, self.used = note.numbers, note.used
         number = numbers.get("round", numbers.get("epoch"))
         self.ahead = (self.epochs - numbers["epoch"]) * self.epoch if "epoch" in numbers else 0.0
         self.phase = note.event if number is None else f"{note.event} {number:g}"
@@ -192,6 +193,9 @@ class _Story:
         speed = now.images_per_second
         seconds = int((ahead - now.step) * self.batch / speed) if speed else 0
         clock = word.format(f"{seconds // 60}:{seconds % 60:02d}")
+        if not self.ahead and self.epochs and speed and self.used:  # a network that fills the budget takes longer
+            last = self.epochs * self.epoch * self.batch / speed / min(self.used, 1.0)
+            clock += f", at least {duration(seconds + last)} to the end"
         after = f"after {self.phase}" if self.phase else "training"
         text = f"{now.step:,}/{now.steps:,}  loss {now.loss:.4f}  {speed:,.0f} images/s  {clock}"
         self.screen.live(after, now.step / max(now.steps, 1), text)

@@ -91,3 +91,19 @@ sign = click.option(
     "--sign", metavar="KEY", help="A private ed25519 key, by which model.onnx and report.json are signed."
 )
 NEW_FOLDER = "Folder to write, which must not exist.  [default: runs/{}, or with the next free number]"
+epochs = click.option(
+    "--epochs",
+    type=click.FloatRange(0),
+    metavar="N",
+    help="Tuning of each.  [default: a quarter of the run's last stage]",
+)
+start = click.option(
+    "--start",
+    type=click.Choice(["end", "nearest"]),
+    default="end",
+    show_default=True,
+    help="What smaller nets begin with: the run's end, or the nearest of that and the states that it kept.",
+)
+time = click.option(
+    "--time", "time", is_flag=True, help="Train a few steps, and say how long the run will take on this machine."
+)

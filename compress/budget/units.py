@@ -146,6 +146,14 @@ def span(ends: Sequence[int], unit: str) -> str:
     return " to ".join(show(value, unit).partition("@")[0] for value in ends)
 
 
+def duration(seconds: float) -> str:
+    """Say a time that people wait, in the unit that they would: "45 s", "12 min", "3.4 h", "2.1 days"."""
+    for size, unit, digits in ((86_400, "days", 1), (3_600, "h", 1), (60, "min", 0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{max(round(seconds), 1)} s"
+
+
 def percent(share: float) -> str:
     """Say a fraction of 1, never more than it is: 0.9987 is "99.87 %", and 100 % is nothing less."""
     return f"{floor(round(share * 10_000, 6)) / 100:.2f} %"
