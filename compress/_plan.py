@@ -20,9 +20,11 @@ from compress.errors import Infeasible, UsageError
 from compress.methods.make import method_of
 from compress.methods.protocol import Around, Method
 from compress.reading.count import refuse_unknown
+from compress.reading.ghost import ghost
 from compress.reading.graph import Graph
-from compress.reading.inputs import Shape
+from compress.reading.inputs import Shape, blanks
 from compress.reading.measure import measure
+from compress.reading.trace import attempted
 from compress.recipe.file import read
 from compress.recipe.settings import Recipe
 from compress.surgery.plain import unnormed
@@ -206,6 +208,8 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
     methods = methods_of(recipe)
     _refuse_weights(recipe, methods, model)
     _refuse_drop(recipe, methods)
+    if recipe.train.batch == 1:
+        _refuse_lonely(model, shape)
     hold = held(recipe, model)
     graph, base = survey(model, shape, hold), measure(model, shape, lenient=True)
     graph, base = _sized(recipe, model, graph, base)
@@ -271,6 +275,13 @@ def _refuse_weights(recipe: Recipe, methods: Sequence[Method[Any]], model: nn.Mo
         )
 
 
+def _refuse_lonely(model: nn.Module, shape: Shape) -> None:
+    """Raise UsageError where a model cannot train on one image alone, as a batch norm of one value a channel cannot."""
+    _, why = attempted(ghost(model).train(), blanks(model, shape))
+    if why is not None and "more than 1 value per channel" in why:
+        raise UsageError(f"train.batch: 1 is too small for the model's batch norms ({why}); write 2 or more")
+
+
 def _refuse_drop(recipe: Recipe, methods: Sequence[Method[Any]]) -> None:
     """What may be lost is said of a network that is narrowed, and of none that grows from newly drawn weights."""
     narrows = next((at for at, method in enumerate(methods) if not method.only_trains), 0)
@@ -329,4 +340,11 @@ def known_shape(recipe: Recipe) -> Shape | None:
 
 def images(recipe: Recipe, device: torch.device) -> Data:
     """The data that the recipe names."""
-    return load(recipe.data, batch=recipe.train.batch, seed=recipe.seed, device=device, root=recipe.folder)
+    return load(
+        recipe.data,
+        batch=recipe.train.batch,
+        seed=recipe.seed,
+        device=device,
+        root=recipe.folder,
+        targets=recipe.train.loss is not None or recipe.train.step is not None,
+    )

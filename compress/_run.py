@@ -92,13 +92,14 @@ def run(
     command = ["compress", "run", f"{name}.yaml"] + [f"{key}={value}" for key, value in options.items() if value]
     command += [f"--set={key}={value}" for key, value in (overrides or {}).items()] + ["--resume"] * resume
     with _stoppable() as stop, claim(target, resume=resume) as work, _clean(work, target):
+        stop.work = work
 
         def stoppable(event: Event) -> None:
             stop.check()
             listen(event)
 
         bench, planned = prepare(recipe, device, stoppable)
-        if resume and not (work / checkpoint.FILE).exists():
+        if resume and not checkpoint.there(work):
             listen(Warned(f"nothing was saved in {work}: starting afresh"))
         resumed = develop(bench, methods_of(recipe), work)
         story = tell_story(bench, planned, resumed, shlex.join(command))
@@ -127,6 +128,8 @@ def prepare(recipe: Recipe, device: str, listen: Listener = silent) -> tuple[Ben
         raise UsageError(
             f"model.input is {json.dumps(shape)}, but the inputs of {data.name} are {json.dumps(data.shape)}"
         )
+    for note in data.notes:
+        listen(Warned(note))
     check_output(model, data)
     planned = _sized(planned, data)
     surgeon = Surgeon(model, planned.graph, hold=held(recipe, model))
@@ -201,6 +204,8 @@ def _hand_over(kept: Mapping[str, float], work: Path, result: Path) -> None:
 def _go_on(bench: Bench, methods: Sequence[Method[Any]], saved: checkpoint.Saved) -> tuple[Any, int]:
     """Bring the bench to where an interrupted run was saved: the state of its method, and its optimizer step."""
     _refuse_another(saved.state["run"], bench)
+    if saved.damaged:
+        bench.listen(Warned(f"{saved.damaged}: the checkpoint before it is used, and what came between is repeated"))
     bench.reopen(saved.state["books"])
     bench.learnt = saved.learnt
     method = methods[bench.at]
@@ -338,7 +343,7 @@ def _clean(work: Path, target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (None, *UNWRITABLE):  # numpy tells a full disk without a number
             raise
-        later = "; --resume goes on from the last checkpoint" if (work / checkpoint.FILE).exists() else ""
+        later = "; --resume goes on from the last checkpoint" if checkpoint.there(work) else ""
         raise UsageError(f"{error.filename or target} cannot be written: {error.strerror or error}{later}") from None
     finally:
         shutil.rmtree(work / RESULT, ignore_errors=True)
@@ -348,6 +353,7 @@ class _Stop:
     """Whether SIGINT or SIGTERM came. What it interrupts may take the exception for its own, so the flag decides."""
 
     asked = False
+    work: Path | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
         self.asked = True
@@ -355,8 +361,10 @@ class _Stop:
 
     def check(self) -> None:
         """Raise Interrupted where a signal came."""
-        if self.asked:
+        if self.asked and self.work is not None and checkpoint.there(self.work):
             raise Interrupted("stopped; --resume goes on from the last checkpoint")
+        if self.asked:
+            raise Interrupted("stopped before anything was saved; the next run begins anew")
 
 
 @contextmanager

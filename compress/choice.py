@@ -17,7 +17,7 @@ from compress.errors import UsageError
 from compress.packages import demand
 from compress.reading.graph import Graph, read
 from compress.surgery.structure import construct
-from compress.training.sources import SUFFIXES
+from compress.training.folders import images_in
 
 Commented = tuple[str, str]  # a line of a recipe, and the comment behind it
 
@@ -120,7 +120,7 @@ def side_of(folder: Path) -> int | None:
     demand("PIL")
     from PIL import Image
 
-    files = sorted(file for file in (folder / "train").rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(images_in(folder / "train", [], []))
     sizes = set()
     for path in files[:: -(-len(files) // LOOKED_AT) or 1]:
         with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as image:

@@ -140,6 +140,8 @@ class Data(Keys):
     of CIFAR's, a standard error of half a point. 'digits' has its own fixed split."""
     train: Count | None = None
     """Use only this many training images, after a seeded shuffle; null uses all, as results do."""
+    background: Literal["white", "black"] = "white"
+    """What shows where an image of a folder is transparent."""
     crop: Whole = 0
     """Zero padding in pixels before a random crop; 0 is off, 4 is usual for 32-pixel images."""
     padding: Literal["zero", "reflect"] = "zero"

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from compress.errors import UsageError
 from compress.reading.inputs import Batch, each, plainly
+from compress.training.folders import Files, read_folder
 from compress.training.seeds import seed_of
-from compress.training.sources import TORCHVISION, Files, Found, Source, read_folder, read_npz, read_torchvision
+from compress.training.sources import TORCHVISION, Found, Source, read_npz, read_torchvision
+from compress.training.variation import blank, vary
 
 if TYPE_CHECKING:
     from compress.recipe import settings
@@ -76,6 +77,8 @@ class Data:
     """The order of an image's channels, where it is known."""
     resized: bool = False
     """Whether images were made of one size: the shorter side resized, and the middle taken."""
+    notes: tuple[str, ...] = ()
+    """What was left out of a folder, or read in another way than it lies there."""
     share: float = 1.0
     """Training images that are used, of those that there are."""
     padding: str = "zero"
@@ -170,48 +173,6 @@ def _batch(images: Tensor, others: Sequence[Tensor]) -> Batch:
     return (images, *others) if others else images
 
 
-def vary(images: Tensor, draws: Tensor, crop: int, padding: str = "zero") -> Tensor:
-    """Shift each image by up to `crop` pixels, and mirror it where told; what comes in is black, or its reflection.
-
-    images uint8 [B, C, H, W]; draws int64 [3, B]: row and column, 0 to 2 * crop, of the crop within the padded image,
-    and 1 for mirrored. Padding "zero" is 0 before normalisation, that is black, torchvision's usual order of
-    transforms; "reflect" repeats the pixels beside the edge, not the edge.
-    """
-    b, c, h, w = images.shape
-    top, left, mirrored = draws.view(3, b, 1, 1)
-    line = torch.arange(w, device=images.device)
-    columns = left + torch.where(mirrored.bool(), w - 1 - line, line)  # [B, 1, W]
-    rows = top + torch.arange(h, device=images.device).view(h, 1)  # [B, H, 1]
-    source = (rows * (w + 2 * crop) + columns).view(b, 1, h * w).expand(b, c, h * w)
-    if padding == "reflect":
-        lines = [reflected(size, crop, images.device) for size in (h, w)]
-        padded = images[:, :, lines[0]][:, :, :, lines[1]].flatten(2)
-    else:
-        padded = functional.pad(images, (crop,) * 4).flatten(2)
-    return padded.gather(2, source).view(b, c, h, w)  # one gather: twice as fast as unfold and where
-
-
-def reflected(size: int, pad: int, device: torch.device) -> Tensor:
-    """The lines of an image of `size` lines that padding by `pad` shows, int64 [size + 2 * pad]; pad < size."""
-    line = torch.arange(-pad, size + pad, device=device).abs()
-    return torch.minimum(line, 2 * (size - 1) - line)
-
-
-def blank(x: Tensor, centres: Tensor, side: int) -> None:
-    """Set a square of each image to 0, the mean of normalised pixels, in place.
-
-    x float [B, C, H, W]; centres int64 [2, B]: the row and the column of each square of `side` pixels, of an even side
-    the one after its middle. What of a square lies outside of its image changes nothing: as published (Cutout, DeVries
-    and Taylor 2017).
-    """
-    covered = []
-    for first, length in zip(centres - side // 2, x.shape[2:], strict=True):
-        offset = torch.arange(length, device=x.device) - first.view(-1, 1)  # [B, H] and then [B, W]
-        covered.append((offset >= 0) & (offset < side))
-    rows, columns = covered
-    x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
-
-
 def load(
     keys: "settings.Data",
     *,
@@ -220,13 +181,15 @@ def load(
     device: torch.device,
     root: Path = Path(),
     in_memory: int = IN_MEMORY,
+    targets: bool = False,
 ) -> Data:
-    """Load what a recipe's `data` says; relative paths start at `root`, the recipe's folder.
+    """Load what a recipe's `data` says; relative paths start at `root`, the recipe's folder. `targets` says that the
+    recipe has a loss of its own, which takes the labels of an .npz file as they lie there.
 
     Validation images are held out of the training images, every class in proportion, unless the data has its own.
     Folders of more than `in_memory` bytes of uint8 images are read as they are needed. Raises UsageError.
     """
-    read = _found(keys, device, root, in_memory)
+    read = _found(keys, device, root, in_memory, targets)
     parts = {name: (source, torch.arange(len(source.labels))) for name, source in read.sources.items()}
     train, numbers = parts["train"]
     if "val" not in parts:
@@ -260,6 +223,7 @@ def load(
         parts=parts,
         scaling=(factor, summand),
         scale=train.scale,
+        notes=read.notes,
         cutout=keys.cutout,
         colours=_colours(keys.source, train.shape),
         resized=keys.source == "folder" and keys.size is not None,
@@ -301,7 +265,7 @@ def _colours(source: str, shape: Sequence[int]) -> Literal["RGB", "gray", "as st
     return "RGB" if len(shape) == 3 and (source == "folder" or source in TORCHVISION) else "as stored"
 
 
-def _found(keys: "settings.Data", device: torch.device, root: Path, in_memory: int) -> Found:
+def _found(keys: "settings.Data", device: torch.device, root: Path, in_memory: int, targets: bool) -> Found:
     if keys.source == "digits":
         return read_npz(Path(__file__).with_name("digits.npz"), device=device)
     path = None if keys.path is None else root / Path(keys.path).expanduser()
@@ -310,8 +274,15 @@ def _found(keys: "settings.Data", device: torch.device, root: Path, in_memory: i
     if path is None:
         raise UsageError(f"data.path: the source '{keys.source}' needs one; write data.path, relative to the recipe.")
     if keys.source == "npz":
-        return read_npz(path, device=device)
-    return read_folder(path, size=keys.size, workers=keys.workers, device=device, in_memory=in_memory)
+        return read_npz(path, device=device, in_memory=in_memory, targets=targets)
+    return read_folder(
+        path,
+        size=keys.size,
+        workers=keys.workers,
+        device=device,
+        in_memory=in_memory,
+        background=keys.background,
+    )
 
 
 def _count(val: float, images: int) -> int:
@@ -353,11 +324,24 @@ def _statistics(source: Source, numbers: Tensor) -> tuple[tuple[float, ...], tup
     """Mean and standard deviation of each channel, and what they were made from, for the digest."""
     if source.scale == 255:
         histogram = _histogram(source, numbers)
+        _refuse_blank(histogram)
         return *_moments(histogram), histogram.numpy().tobytes()
     (arrays, *_), *_ = source.take([numbers])
     rows = arrays.cpu().numpy().astype("float64").swapaxes(0, 1).reshape(len(arrays[0]), -1)
     mean, std = (tuple(float(of) for of in each.astype("float32")) for each in (rows.mean(1), rows.std(1)))
     return mean, tuple(of or 1.0 for of in std), arrays.cpu().numpy().tobytes()
+
+
+def _refuse_blank(histogram: Tensor) -> None:
+    """Raise UsageError where all pixels are equal, or none is above 1 of 255: nothing could be learnt of them."""
+    counts = (histogram > 0).sum(1)
+    if int(counts.max()) <= 1:
+        value = int(histogram[0].argmax())
+        raise UsageError(f"All pixels of the training images are equal, {value} of 255; look at how they were written.")
+    if not histogram[:, 2:].any():
+        raise UsageError(
+            "The pixels of the training images are 0 and 1 of 255, nearly black; write (255 * x).astype('uint8')."
+        )
 
 
 def _histogram(source: Source, numbers: Tensor) -> Tensor:

@@ -1,13 +1,11 @@
-"""Where images come from: .npz files, torchvision's sets and folders, each read into a source that is asked by number.
+"""Where images come from: .npz files and torchvision's sets, each read into a source that is asked by number.
 
-A reader returns a source for "train" and perhaps for "val" and "test". Images are held as uint8 on the device; folders
+A reader returns a source for "train" and perhaps for "val" and "test". Images are held as uint8 on the device; files
 too large for that are read as they are needed. What cannot be used raises UsageError: the file, and what to do.
 """
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -19,10 +17,16 @@ from torch import Tensor
 
 from compress.errors import UsageError
 from compress.packages import demand
+from compress.training.arrays import plain_labels, read_arrays
 
+RENAMED = {  # lower case, as others call the arrays
+    **{f"{split}_{kind}": f"{axis}_{to}" for split, to in (("train", "train"), ("test", "test"), ("val", "val"))
+       for kind, axis in (("images", "x"), ("x", "x"), ("data", "x"), ("labels", "y"), ("y", "y"))},
+    **{f"{axis}_{name}": f"{axis}_val" for axis in "xy" for name in ("valid", "validation")},
+    **{f"{axis}_{split}": f"{axis}_{split}" for axis in "xy" for split in ("train", "test", "val")},
+}  # fmt: skip
 EXACT = 2**24  # up to which float32 holds every whole number
 MOST_AXES = 6  # of an array of floats [N, C, ...]
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TORCHVISION: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class, arguments of its train and test part
     "mnist": ("MNIST", {"train": True}, {"train": False}),
     "fashionmnist": ("FashionMNIST", {"train": True}, {"train": False}),
@@ -55,6 +59,7 @@ class Found(NamedTuple):
 
     classes: tuple[str, ...]
     sources: Mapping[str, Source]
+    notes: tuple[str, ...] = ()  # what was left out, or read in another way than it lies there
 
 
 class Memory:
@@ -76,134 +81,27 @@ class Memory:
             yield tuple(column.index_select(0, at) for column in (self.images, *self.others, self.labels))
 
 
-class Files:
-    """Images read from files each time they are asked for, three batches ahead.
+class Mapped:
+    """Images [N, C, H, W] that lie in a file, read each time they are asked for, and what stands beside them."""
 
-    In threads rather than in a DataLoader's processes: decoding runs outside the interpreter lock, threads cost nothing
-    to start at each call, and no process is forked from one that holds threads or a GPU.
-    """
-
-    others: tuple[Tensor, ...] = ()
     scale = 255
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        labels: Tensor,
-        shape: tuple[int, int, int],
-        *,
-        resize: bool,
-        workers: int,
-        device: torch.device,
+        self, images: NDArray[Any], labels: Tensor, device: torch.device, others: Sequence[Tensor] = ()
     ) -> None:
-        self.paths, self.labels = paths, labels.to(device)
-        self.shape: tuple[int, ...] = shape
-        self.resize, self.workers = resize, max(1, workers)
+        self.images, self.labels = images, labels.to(device)
+        self.others = tuple(other.to(device) for other in others)
+        self.shape = tuple(images.shape[1:])
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """See Source; raises UsageError at a file that is no image or of another size."""
-        ahead: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            for some in numbers:
-                ahead.append((some, [pool.submit(self._read, self.paths[i]) for i in some.tolist()]))
-                if len(ahead) > 3:
-                    yield self._ready(*ahead.popleft())
-            while ahead:
-                yield self._ready(*ahead.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def held(self) -> Memory:
-        """Read all images into memory."""
-        images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
-        parts = torch.split(torch.arange(len(self.paths)), 256)
-        for at, (some, _) in zip(parts, self.take(parts), strict=True):
-            images[at] = some.cpu()
-        return Memory(images, self.labels, self.labels.device)
-
-    def _ready(self, some: Tensor, images: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
-        device = self.labels.device
-        read = torch.stack([image.result() for image in images])
-        return read.to(device), self.labels.index_select(0, some.to(device))
-
-    def _read(self, path: Path) -> Tensor:
-        from PIL import Image
-
-        channels, height, width = self.shape
-        try:
-            with Image.open(path) as opened:
-                if opened.mode[0] in "IF":
-                    raise UsageError(f"{path} has more than 8 bits a pixel and channel; convert it to 8 bits.")
-                image = opened.convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UsageError(f"{path} cannot be read as an image ({error}); replace or remove it.") from error
-        if self.resize:  # the shorter side to the size wanted, then the middle
-            scale = max(width / image.width, height / image.height)
-            wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-            left, top = (wide - width) // 2, (high - height) // 2
-            image = image.resize((wide, high), Image.Resampling.BILINEAR)
-            image = image.crop((left, top, left + width, top + height))
-        if image.size != (width, height):
-            raise UsageError(
-                f"{path} is {image.width} x {image.height} pixels (width x height), but the first image is "
-                f"{width} x {height}; set data.size to resize all of them."
-            )
-        return torch.from_numpy(np.array(image)).view(height, width, channels).permute(2, 0, 1)
+        """See Source."""
+        for some in numbers:
+            at = some.to(self.labels.device)
+            images = torch.from_numpy(np.ascontiguousarray(self.images[some.cpu().numpy()])).to(self.labels.device)
+            yield (images, *(column.index_select(0, at) for column in (*self.others, self.labels)))
 
 
-def read_folder(root: Path, *, size: int | None, workers: int, device: torch.device, in_memory: int) -> Found:
-    """Read images lying as SPLIT/CLASS/NAME.png (or .jpg and so on), SPLIT being train, val (if any) and test (if any).
-
-    All become gray where all of a sample are, else RGB. With `size`, their shorter side is resized to it and the middle
-    taken. They are held in memory when they are at most `in_memory` bytes of uint8.
-    """
-    demand("PIL")
-    listed = {
-        split: {
-            of.name: sorted(file for file in of.rglob("*") if file.suffix.lower() in SUFFIXES)
-            for of in sorted((root / split).iterdir())
-            if of.is_dir() and not of.name.startswith(".")
-        }
-        for split in ("train", "val", "test")
-        if (root / split).is_dir()
-    }
-    classes = tuple(listed.get("train", ()))
-    if not root.is_dir():
-        raise UsageError(f"data.path: there is no folder {root}.")
-    if not classes:
-        raise UsageError(f"data.path: {root} has no classes; expected images as train/CLASS/NAME.png (or .jpg, ...).")
-    for split, by_class in listed.items():
-        for name in by_class:
-            if not listed["train"].get(name):
-                raise UsageError(f"data.path: {root / split / name} is a class without training images.")
-    files = {split: [file for same in by_class.values() for file in same] for split, by_class in listed.items()}
-    shape = _shape(files["train"], size)
-    fits = sum(map(len, files.values())) * shape[0] * shape[1] * shape[2] <= in_memory
-    sources: dict[str, Source] = {}
-    for split, paths in files.items():
-        labels = [classes.index(name) for name, same in listed[split].items() for _ in same]
-        source = Files(paths, torch.tensor(labels), shape, resize=size is not None, workers=workers, device=device)
-        if paths:
-            sources[split] = source.held() if fits else source
-    return Found(classes, sources)
-
-
-def _shape(paths: Sequence[Path], size: int | None) -> tuple[int, int, int]:
-    from PIL import Image
-
-    first, gray = None, True
-    for path in paths[:: -(-len(paths) // 64)]:  # 64 headers tell gray from colour
-        try:
-            with Image.open(path) as image:
-                first, gray = first or image.size, gray and image.mode in ("1", "L", "LA")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UsageError(f"{path} cannot be read as an image ({error}); replace or remove it.") from error
-    width, height = (size, size) if size else first or (0, 0)
-    return 1 if gray else 3, height, width
-
-
-def read_npz(path: Path, *, device: torch.device) -> Found:
+def read_npz(path: Path, *, device: torch.device, in_memory: int | None = None, targets: bool = False) -> Found:
     """Read x_train, y_train, x_test, y_test and perhaps x_val, y_val from an .npz file, never unpickling.
 
     Images are uint8 [N, H, W, C] or [N, H, W], other arrays floats [N, C, ...], as series [N, C, L] and volumes
@@ -211,18 +109,11 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
     of more dimensions (a class for each pixel, say), are targets of a task that the recipe states: no classes then.
     A model of several inputs finds the others in x2_train, x2_test, x3_train, ...: floats [N, ...], used as they are,
     or whole numbers, as token ids are, which come as floats: forward() writes x.long().
+    Names that others use for the same, such as train_images, are understood. Unless the recipe has a loss of its own
+    (`targets`), labels may be a column [N, 1], one-hot rows, whole floats, or begin with 1.
     """
-    try:
-        with path.open("rb") as opened:  # opened here, as numpy leaves a broken file open
-            file = np.load(opened, allow_pickle=False)
-            arrays = {key: np.asarray(file[key]) for key in file} if isinstance(file, np.lib.npyio.NpzFile) else {}
-    except FileNotFoundError:
-        raise UsageError(f"data.path: there is no file {path}.") from None
-    except Exception as error:  # a header goes through Python's own parser, and its errors are of every kind
-        why = str(error)
-        if "contains pickled" in why:  # what numpy takes all junk for
-            why = "it is damaged or something else"
-        raise UsageError(f"{path} cannot be read as an .npz file of plain arrays: {why}") from error
+    arrays = read_arrays(path, in_memory)
+    arrays = {RENAMED.get(key.lower(), key): array for key, array in arrays.items()}
     keys = set(arrays)
     more = [f"x{number}" for number in range(2, len(keys)) if f"x{number}_train" in keys]
     splits = [split for split in ("train", "val", "test") if split != "val" or f"x_{split}" in keys]
@@ -232,8 +123,14 @@ def read_npz(path: Path, *, device: torch.device) -> Found:
             "y_test, y_train and, if you like, x_val and y_val; of a model with several inputs also x2_train, x2_test "
             "(and x2_val) and so on."
         )
-    pairs = {split: (arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in splits}
-    return _checked(str(path), pairs, device, more={s: {x: arrays[f"{x}_{s}"] for x in more} for s in splits})
+    labels = {split: arrays[f"y_{split}"] for split in splits}
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    if not targets:
+        labels, names, notes = plain_labels(labels)
+    pairs = {split: (arrays[f"x_{split}"], labels[split]) for split in splits}
+    found = _checked(str(path), pairs, device, names, more={s: {x: arrays[f"{x}_{s}"] for x in more} for s in splits})
+    return found._replace(notes=tuple(f"{path}: {note}" for note in notes))
 
 
 def read_torchvision(source: str, path: Path | None, *, download: bool, device: torch.device) -> Found:
@@ -280,12 +177,16 @@ def _checked(
             _further(where, f"{name}_{split}", of, (len(x), *more["train"][name].shape[1:]))
             for name, of in more.get(split, {}).items()
         ]
-        sources[split] = Memory(tensor, torch.from_numpy(y.astype(kind)), device, others)
+        labels = torch.from_numpy(y.astype(kind))
+        if isinstance(tensor, np.ndarray):
+            sources[split] = Mapped(tensor, labels, device, others)
+        else:
+            sources[split] = Memory(tensor, labels, device, others)
     return Found(names or tuple(map(str, range(count))), sources)
 
 
-def _images(where: str, split: str, x: NDArray[Any]) -> Tensor:
-    """Images as uint8 [N, C, H, W]."""
+def _images(where: str, split: str, x: NDArray[Any]) -> Tensor | NDArray[Any]:
+    """Images as uint8 [N, C, H, W]; those that lie in a file still, as they do there."""
     if x.dtype != np.uint8:
         raise UsageError(
             f"{where}: x_{split} is {x.dtype}; images must be uint8, from 0 to 255, other arrays floats [N, C, ...]."
@@ -294,7 +195,8 @@ def _images(where: str, split: str, x: NDArray[Any]) -> Tensor:
         raise UsageError(
             f"{where}: x_{split} has the shape {list(x.shape)}; expected [N, H, W, C] or [N, H, W]; floats [N, C, ...]."
         )
-    return torch.from_numpy(np.array(x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2), order="C"))
+    planes = x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2)
+    return planes if isinstance(x, np.memmap) else torch.from_numpy(np.array(planes, order="C"))
 
 
 def _numbers(where: str, split: str, x: NDArray[Any]) -> Tensor:
@@ -357,6 +259,6 @@ def _check_labels(where: str, split: str, x: NDArray[Any], y: NDArray[Any], coun
     if seen[0] < 0 or seen[-1] >= count:
         raise UsageError(
             f"{where}: y_{split} goes from {seen[0]} to {seen[-1]}, but y_train has {count} different labels; labels "
-            "are 0, 1, 2 and so on, each of them in y_train."
+            "are 0, 1, 2 and so on, each of them in y_train: np.unique(y, return_inverse=True)[1] of all of them is so."
         )
     return count

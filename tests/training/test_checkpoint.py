@@ -3,6 +3,7 @@
 import json
 import os
 import pickletools
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -211,7 +213,7 @@ def test_a_truncated_file_is_refused_in_a_sentence(tmp_path: Path, keep: float) 
     checkpoint.save(tmp_path, *trained(), {})
     content = (tmp_path / FILE).read_bytes()
     (tmp_path / FILE).write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(UsageError, match=r"not a whole checkpoint of this version of compress; remove .* start afresh"):
+    with pytest.raises(UsageError, match=r"is not what was saved .*; remove .* start afresh"):
         checkpoint.load(tmp_path)
 
 
@@ -221,7 +223,7 @@ def test_a_truncated_file_is_refused_in_a_sentence(tmp_path: Path, keep: float) 
 )
 def test_a_foreign_file_is_refused_in_a_sentence(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"model/weight": torch.zeros(2)}, tmp_path / FILE, metadata)
-    with pytest.raises(UsageError, match="not a whole checkpoint of this version of compress"):
+    with pytest.raises(UsageError, match="is not what was saved"):
         checkpoint.load(tmp_path)
 
 
@@ -246,3 +248,56 @@ def test_the_file_holds_numbers_and_text_and_no_pickle(tmp_path: Path) -> None:
     assert json.loads(header["__metadata__"]["checkpoint"])["state"] == {"why": "text"}
     with pytest.raises(ValueError, match=r"opcode|pickle|memory"):
         list(pickletools.genops(content))
+
+
+def test_no_flipped_bit_is_gone_on_from(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, *trained(), {"step": 1})
+    content, draw = bytearray((tmp_path / FILE).read_bytes()), random.Random(0)
+    for _ in range(60):
+        at, bit = draw.randrange(len(content)), 1 << draw.randrange(8)
+        content[at] ^= bit
+        (tmp_path / FILE).write_bytes(content)
+        with pytest.raises(UsageError, match="is not what was saved"):
+            checkpoint.load(tmp_path)
+        content[at] ^= bit
+    (tmp_path / FILE).write_bytes(content)
+    assert loaded(tmp_path).damaged is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe", "damaged", "lost"])
+def test_the_checkpoint_before_the_last_stands_in_for_a_damaged_one(tmp_path: Path, kind: str) -> None:
+    net, optimizer = trained()
+    for step in (1, 2):
+        checkpoint.save(tmp_path, net, optimizer, {"step": step})
+    assert loaded(tmp_path).state == {"step": 2}
+    path = tmp_path / FILE
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "damaged":
+        path.write_bytes(content[:-1])
+    saved = loaded(tmp_path)
+    assert saved.state == {"step": 1}
+    assert (saved.damaged is None) == (kind == "lost")
+
+
+def test_a_tensor_that_is_missing_renamed_or_of_another_kind_is_noticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, *trained(), {"step": 1})
+    with safe_open(str(tmp_path / FILE), framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    first, second, *_ = sorted(name for name in tensors if tensors[name].dim())
+    others = (
+        {name: tensor for name, tensor in tensors.items() if name != first},
+        {**tensors, first: tensors[second], second: tensors[first]},
+        {**tensors, first: tensors[first].double()},
+        {**tensors, first: tensors[first].reshape(1, *tensors[first].shape)},
+    )
+    for other in others:
+        save_file({name: tensor.contiguous() for name, tensor in other.items()}, tmp_path / FILE, metadata)
+        with pytest.raises(UsageError, match="its digest is another"):
+            checkpoint.load(tmp_path)

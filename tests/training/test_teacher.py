@@ -339,7 +339,7 @@ def test_what_cannot_teach_is_told_in_a_sentence_before_training(shop: Path, nam
         space: dict[str, Any] = {}
         exec(CODE, space)
         torch.save(space["Big"](9).state_dict(), "nine.pt")
-    x = np.zeros((60, 8, 8), np.uint8)
+    x = np.arange(60 * 64, dtype=np.uint8).reshape(60, 8, 8)
     np.savez("points.npz", x_train=x, y_train=np.zeros((60, 10)), x_test=x, y_test=np.zeros((60, 10)))
     events: list[Event] = []
     with pytest.raises(kind, match=says) as told:
