@@ -164,6 +164,9 @@ def plan(source: Path | str | Recipe, *, budget: str | None = None, overrides: M
     Raises UsageError for what cannot be read, traced or counted, the model as well as a teacher.
     """
     recipe = source if isinstance(source, Recipe) else read(source, overrides or {}, budget)
+    for key in ("loss", "metric", "step"):
+        if (path := getattr(recipe.train, key)) is not None:
+            locate(path, recipe.folder, f"train.{key}")
     shape = known_shape(recipe) or images(recipe, torch.device("cpu")).shape
     refuse_unusable(recipe, shape)
     return draw_up(recipe, full_model(recipe), shape)
@@ -175,15 +178,25 @@ def full_model(recipe: Recipe) -> nn.Module:
     """
     said, folder = recipe.model, recipe.folder
     if said.weights is None or not methods_of(recipe)[0].keeps_weights:  # then the plan refuses them
-        return unnormed(construct(said.factory, said.args, folder))
+        return unnormed(_with_numbers(said.factory, construct(said.factory, said.args, folder)))
     path, start = folder / Path(said.weights).expanduser(), start_of(recipe)
     if start is None:
-        model = construct(said.factory, said.args, folder)
+        model = _with_numbers(said.factory, construct(said.factory, said.args, folder))
         fill(model, read_weights(path, said.weights_key), exact=True)
     else:
         model = start.build(locate(said.factory, folder))
         fill(model, read_weights(path / RUN), exact=True)
     return unnormed(model)
+
+
+def _with_numbers(name: str, model: nn.Module) -> nn.Module:
+    for tensor, held in model.named_parameters():
+        if held.is_meta:
+            raise UsageError(
+                f"model.factory: {name} returns tensors without numbers (device meta), as {tensor}; make them on "
+                "the CPU"
+            )
+    return model
 
 
 def start_of(recipe: Recipe) -> Structure | None:

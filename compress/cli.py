@@ -114,11 +114,13 @@ def plan(recipe: str, budget: str | None, overrides: dict[str, str], time: bool,
     from compress.outcomes import plan_json, plan_lines
 
     _import_from_here()
-    planned, took = look(recipe, budget=budget, overrides=overrides), None
-    if time and planned.feasible:
-        from compress.timing import how_long
+    took = None
+    with telling(quiet=True):
+        planned = look(recipe, budget=budget, overrides=overrides)
+        if time and planned.feasible:
+            from compress.timing import how_long
 
-        took = how_long(said)
+            took = how_long(said)
     if as_json:
         _print_json(plan_json(planned) | ({"time": asdict(took)} if took else {}))
     else:

@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, Protocol, TextIO
 
 import click
@@ -96,7 +96,8 @@ def in_short(widths: Mapping[str, int]) -> str:
 def telling(*, quiet: bool, stream: TextIO | None = None) -> Iterator[Listener]:
     """Give a listener that shows events on a stream (stderr if none), or one that shows nothing when `quiet`."""
     if quiet:
-        yield silent
+        with redirect_stdout(sys.stderr):  # what somebody's own code prints is no part of the JSON
+            yield silent
         return
     to = stream or sys.stderr
     watched = to.isatty() and os.environ.get("TERM") != "dumb"

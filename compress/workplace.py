@@ -70,7 +70,15 @@ def publish(work: Path, result: Path, out: Path) -> None:
 
 
 def _refuse_existing(out: Path) -> None:
-    if out.exists():
+    try:
+        there = out.exists()
+        if out.name:
+            partial(out).exists()  # whose name is longer
+    except OSError as error:
+        raise UsageError(f"--out {out.name[:40]}... cannot be used ({error.strerror}); choose a shorter name") from None
+    if out.is_symlink() and not there:
+        raise UsageError(f"{out} is a link that leads nowhere; remove it, or name another folder with --out")
+    if there:
         raise UsageError(f"{out} exists already; name another folder with --out, or remove it")
 
 

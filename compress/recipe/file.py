@@ -7,6 +7,7 @@ a number, `010` is ten and `12:30` and `2026-01-31` are text. `yes` and `no` sti
 import difflib
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
@@ -27,7 +28,8 @@ from compress.recipe.start import written_out
 
 _SHORT = {("data", "npz"): "npz", ("data", "folder"): "folder"}  # --set data.npz=FILE: the source and its path in one
 _NOTHING = ("", "~", "null")
-_LARGEST = 2**20  # bytes; a recipe is a page, so anything longer is another file
+_MOST = 20  # mistakes that are told at a time
+_LARGEST = 2**16  # bytes; a recipe is a page, so anything longer is another file
 
 
 def read(
@@ -58,7 +60,9 @@ def read(
         return Recipe.model_validate(values).placed(folder)
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False)
-    raise UsageError("\n".join(dict.fromkeys(_sentence(error, values, places) for error in errors)))
+    told = list(dict.fromkeys(_sentence(error, values, places) for error in errors[:_MOST]))
+    more = [f"and {len(errors) - _MOST:,} more mistakes."] if len(errors) > _MOST else []
+    raise UsageError("\n".join(told + more))
 
 
 def dump(recipe: Recipe) -> str:
@@ -157,6 +161,8 @@ for _tag, (_, _looks) in _SCALARS.items():
 def _load(file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Read the file's keys, and for each of them the place ("file:line") where it stands."""
     try:
+        if os.path.exists(file) and stat.S_ISFIFO(os.stat(file).st_mode) and not file.startswith(("/dev/", "/proc/")):
+            raise UsageError(f"{file}: a pipe, which may never end; write the path of a .yaml file.")
         with open(file, "rb") as stream:
             raw = stream.read(_LARGEST + 1)
     except FileNotFoundError:
@@ -172,7 +178,7 @@ def _load(file: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text or len(raw) > _LARGEST:
-        raise UsageError(f"{file}: not a recipe; a recipe is YAML, a text file in UTF-8 of at most 1 MiB.")
+        raise UsageError(f"{file}: not a recipe; a recipe is YAML, a text file in UTF-8 of at most 64 KiB.")
     places: dict[KeyPath, str] = {(): f"{file}:1"}
     values = _parse(text, file, places)
     if values is None:

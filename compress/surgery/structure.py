@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from compress.errors import ArtifactError, UsageError
@@ -111,7 +114,8 @@ def construct(
     make = locate(factory, folder) if isinstance(factory, str) else factory
     name = factory if isinstance(factory, str) else getattr(factory, "__name__", "the factory")
     try:
-        model = make(**args)
+        with undisturbed():
+            model = make(**args)
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise UsageError(f"model.factory: {name}({given}) failed: {type(error).__name__}: {error}") from None
@@ -129,10 +133,11 @@ def locate(factory: str, folder: Path | None = None, key: str = "model.factory")
     if not colon or not module_name or not attribute:
         raise UsageError(f"{key}: {factory!r} must look like package.module:callable or ./file.py:callable")
     try:
-        if module_name.endswith(".py"):
-            module = _from_file((folder or Path()) / module_name)
-        else:
-            module = importlib.import_module(module_name)
+        with undisturbed():
+            if module_name.endswith(".py"):
+                module = _from_file((folder or Path()) / module_name)
+            else:
+                module = importlib.import_module(module_name)
     except FileNotFoundError:
         raise UsageError(f"{key}: there is no file {module_name} beside the recipe") from None
     except Exception as error:
@@ -142,6 +147,23 @@ def locate(factory: str, folder: Path | None = None, key: str = "model.factory")
         raise UsageError(f"{key}: {module_name} has no callable named {attribute}")
     call: Callable[..., Any] = made
     return call
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Somebody else's code may move to another folder, set torch's defaults, or print: afterwards all is as it was, and
+    what it prints goes where it mixes with no result.
+    """
+    home, dtype, device = Path.cwd(), torch.get_default_dtype(), torch.get_default_device()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.chdir(home)
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
 def _from_file(path: Path) -> Any:

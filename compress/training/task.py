@@ -131,6 +131,8 @@ def _checked(key: str, path: str | None, call: Callable[..., Any]) -> Callable[[
             got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
             want = f"one number, or one for each of {len(y)} images" if key == "metric" else "a tensor of one number"
             raise UsageError(f"train.{key}: {path} returned {got}; it must return {want}")
+        if key == "metric" and not bool(returned.isfinite().all()):
+            raise UsageError(f"train.metric: {path} returned nan or inf for {len(y)} images; scores must be numbers")
         return returned
 
     return checked
