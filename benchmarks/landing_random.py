@@ -87,8 +87,8 @@ def main() -> None:
         "",
         *(line for line in (__doc__ or "").splitlines()[4:8]),
         "",
-        f"{nets} nets, {plans:,} plans: {over} over their budget; {under} under 99.5 %, all but {len(wrong)} of them",
-        "because not one channel more fits anywhere. Used, in %: least "
+        f"{nets} nets, {plans:,} plans: {over} over their budget; {under:,} under 99.5 %, {len(wrong)} wrongly,",
+        "the others because not one channel more fits anywhere. Used, in %: least "
         f"{100 * used[0]:.2f}, a tenth of all at most {100 * used[len(used) // 10]:.2f}, median "
         f"{100 * used[len(used) // 2]:.2f}. {counted} plans were applied to their network and counted.",
         *(f"- {line}" for line in wrong),

@@ -51,7 +51,7 @@ def facts(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return what model.onnx seals of a report, given as JSON knows it: its scores, and one digest of its origin."""
     accuracy = report["accuracy"]
     origin = {key: report[key] for key in ORIGIN if key in report} | {"metric": accuracy["metric"]}
-    origin |= {"better": "smaller"} if accuracy["better"] == "smaller" else {}
+    origin |= {"better": "smaller"} if accuracy.get("better") == "smaller" else {}
     return {"accuracy": {key: report["accuracy"][key] for key in SCORES}, "origin": fingerprint(origin)}
 
 

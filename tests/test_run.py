@@ -234,8 +234,11 @@ def test_a_resume_with_nothing_saved_starts_afresh_and_says_so(ends: Ends) -> No
 
 
 def test_signals_end_a_run_with_interrupted_and_leave_what_was_saved(ends: Ends) -> None:
-    for name in ("terminated", "interrupted"):
-        assert ends.told[name][:3] == [0, "Interrupted", "stopped; --resume goes on from the last checkpoint"]
+    for name, says in (
+        ("terminated", "stopped; --resume goes on from the last checkpoint"),
+        ("interrupted", "stopped before anything was saved; the next run begins anew"),
+    ):
+        assert ends.told[name][:3] == [0, "Interrupted", says]
     assert Interrupted.exit_code == 130
     assert sorted(path.name for path in (ends.folder / "terminated.partial").iterdir()) in (
         [checkpoint.FILE],
