@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import shutil
 import signal
@@ -40,7 +41,7 @@ DEEP = "{factory: compress.models:resnet_cifar, args: {depths: [2, 2], widths: [
 METHODS = {
     "adenel": (NET, "{name: adenel, seed_width: 2, round: 4 steps, max_rounds: 4, tune: {epochs: 2}}"),
     "autogrow": (DEEP, "{name: autogrow, interval: 4 steps, patience: 8 steps, max_epochs: 2, tune: {epochs: 2}}"),
-    "lwp": (DENSE, "{name: lwp, search: 2 epochs, joint: 2 epochs, samples: 4, tune: {epochs: 2}}"),
+    "lwp": (DENSE, "{name: lwp, search: 12 epochs, joint: 2 epochs, samples: 4, tune: {epochs: 2}}"),
     "group": (NET, "{name: group, rounds: 2, round: 4 steps, tune: {epochs: 3}}"),
     "reconstruct": (NET, "{name: reconstruct, batches: 4, tune: {epochs: 3}}"),
     "slimming": (NET, "{name: slimming, before: {epochs: 2}, tune: {epochs: 2}}"),
@@ -79,7 +80,7 @@ def prepared(home: Path, method: str) -> Path:
     x, y = draw.integers(0, 255, (400, 8, 8), dtype=np.uint8), np.arange(400) % 10
     np.savez(folder / "data.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
     net, said = METHODS[method]
-    (folder / "r.yaml").write_text(RECIPE.format(net, said, "50%"))
+    (folder / "r.yaml").write_text(RECIPE.format(net, said, "70%"))
     return folder
 
 
@@ -228,11 +229,11 @@ def main() -> None:
             text.write_text(said, encoding="utf-8", errors="surrogatepass")
             read(text)
 
-        for kind, told in (
-            *fuzzed("budget", args.minutes, chance, Budget.parse),
-            *fuzzed("recipe", args.minutes, chance, as_recipe),
-            *kills(home, args.kills, chance),
-            *corruptions(home, args.corruptions, chance),
+        for kind, told in itertools.chain(
+            fuzzed("budget", args.minutes, chance, Budget.parse),
+            fuzzed("recipe", args.minutes, chance, as_recipe),
+            kills(home, args.kills, chance),
+            corruptions(home, args.corruptions, chance),
         ):
             tried[kind] += 1
             if told != "right":

@@ -12,7 +12,8 @@ class Prune(Step):
     """What all ways to judge channels have."""
 
     rounds: Count = 1
-    """Cuts in which the widths go down to the budget's, with training between them."""
+    """Cuts in which the widths go down to the budget's, with training between them; at equal epochs one cut was better
+    when tried, by 0.6 to 1 points on small nets."""
     round: SpanOrNone = Duration(1.0, "epochs")
     """Training between two cuts, at a constant rate."""
     allocate: Literal["even", "score", "sensitivity"] = "even"
