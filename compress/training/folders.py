@@ -200,6 +200,8 @@ def images_in(folder: Path, hidden: list[Path], strange: list[Path]) -> Iterator
             path = Path(place) / name
             if _is_hidden(name):
                 hidden.append(path)
+            elif path.exists() and not path.is_file():  # a pipe, which may never end
+                strange.append(path)
             elif path.suffix.lower() in SUFFIXES or _is_image(path):
                 yield path
             else:

@@ -259,6 +259,7 @@ def _check_labels(where: str, split: str, x: NDArray[Any], y: NDArray[Any], coun
     if seen[0] < 0 or seen[-1] >= count:
         raise UsageError(
             f"{where}: y_{split} goes from {seen[0]} to {seen[-1]}, but y_train has {count} different labels; labels "
-            "are 0, 1, 2 and so on, each of them in y_train: np.unique(y, return_inverse=True)[1] of all of them is so."
+            "are 0, 1, 2 and so on, each of them in y_train"
+            + (": np.unique(y_train, return_inverse=True)[1] is so." if split == "train" else ".")
         )
     return count

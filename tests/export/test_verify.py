@@ -404,7 +404,7 @@ def test_a_folder_of_a_run_that_missed_its_accuracy_is_1(folder):
     write_report(whole(folder, required=0.95), folder)
     verdict = verify(folder, "1GFLOPs")
     assert (verdict.code, verdict.lines[0]) == (
-        1, "not kept: validation accuracy 0.9 is below the 0.95 that the recipe requires.",
+        1, "not kept: validation accuracy 90.00 % is below the required 95.00 %, by the recipe.",
     )  # fmt: skip
 
 

@@ -60,9 +60,12 @@ def test_other_names_for_images_are_used_and_what_is_none_is_counted(root: Path)
     (home / "c.png").rename(home / "c.PNG")
     (home / "Thumbs.db").write_bytes(b"x")
     (home / "list.txt").write_text("a b c")
+    os.mkfifo(home / "pipe.png")
     data = loaded(root)
     assert data.counts["train"] == 8 + 3
-    assert any("Thumbs.db" in note and "list.txt are left out: no image" in note for note in data.notes)
+    assert any(
+        "Thumbs.db" in note and "list.txt, train/cat/pipe.png are left out: no image" in note for note in data.notes
+    )
 
 
 @pytest.mark.parametrize("name", ["valid", "validation"])
