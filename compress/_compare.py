@@ -160,7 +160,7 @@ def _method(given: Recipe, name: str) -> dict[str, Any]:
         other = lent.model_dump(mode="json")
         for step in [other["method"]] if other["method"] else other["steps"] or []:
             for key, value in step.items():  # a file beside the recipe that lends its method
-                if isinstance(value, str) and key != "args":
+                if isinstance(value, str):
                     step[key] = with_path(value, ("method", key), lambda path: str((lent.folder / path).resolve()))
         return {"method": other["method"], "steps": other["steps"]}
     try:

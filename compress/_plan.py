@@ -26,7 +26,7 @@ from compress.reading.inputs import Shape, blanks
 from compress.reading.measure import measure
 from compress.reading.trace import attempted
 from compress.recipe.file import read
-from compress.recipe.settings import Recipe
+from compress.recipe.settings import Model, Recipe
 from compress.surgery.plain import unnormed
 from compress.surgery.structure import Structure, construct, locate
 from compress.surgery.surgeon import Surgeon
@@ -178,10 +178,10 @@ def full_model(recipe: Recipe) -> nn.Module:
     """
     said, folder = recipe.model, recipe.folder
     if said.weights is None or not methods_of(recipe)[0].keeps_weights:  # then the plan refuses them
-        return unnormed(_with_numbers(said.factory, construct(said.factory, said.args, folder)))
+        return unnormed(_made(said, folder))
     path, start = folder / Path(said.weights).expanduser(), start_of(recipe)
     if start is None:
-        model = _with_numbers(said.factory, construct(said.factory, said.args, folder))
+        model = _made(said, folder)
         fill(model, read_weights(path, said.weights_key), exact=True)
     else:
         model = start.build(locate(said.factory, folder))
@@ -189,12 +189,14 @@ def full_model(recipe: Recipe) -> nn.Module:
     return unnormed(model)
 
 
-def _with_numbers(name: str, model: nn.Module) -> nn.Module:
+def _made(said: Model, folder: Path) -> nn.Module:
+    """What the factory returns; raises UsageError where that has no numbers."""
+    model = construct(said.factory, said.args, folder)
     for tensor, held in model.named_parameters():
         if held.is_meta:
             raise UsageError(
-                f"model.factory: {name} returns tensors without numbers (device meta), as {tensor}; make them on "
-                "the CPU"
+                f"model.factory: {said.factory} returns tensors without numbers (device meta), as {tensor}; make them "
+                "on the CPU"
             )
     return model
 
@@ -249,7 +251,7 @@ def draw_up(recipe: Recipe, model: nn.Module, shape: Shape) -> Plan:
 def _sized(recipe: Recipe, model: nn.Module, graph: Graph, base: Cost) -> tuple[Graph, Cost]:
     """The graph and the cost of the full network with the bytes of its file, where a budget limits them."""
     budget = recipe.limits(base)
-    if all(limit.unit != "B" for limit in budget.limits):
+    if not budget.limits_file:
         return graph, base
     from compress.export.size import overstated  # which takes a second, and few budgets ask for it
 

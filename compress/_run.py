@@ -221,7 +221,7 @@ def _go_on(bench: Bench, methods: Sequence[Method[Any]], saved: checkpoint.Saved
 
 def _sized(planned: Plan, data: Data) -> Plan:
     """The plan, with what is known of the file's metadata once the data is."""
-    if all(limit.unit != "B" for limit in planned.budget.limits):
+    if not planned.budget.limits_file:
         return planned
     from compress.export.size import shorter
 

@@ -52,7 +52,7 @@ def facts(report: Mapping[str, Any]) -> dict[str, Any]:
     accuracy = report["accuracy"]
     origin = {key: report[key] for key in ORIGIN if key in report} | {"metric": accuracy["metric"]}
     origin |= {"better": "smaller"} if accuracy.get("better") == "smaller" else {}
-    return {"accuracy": {key: report["accuracy"][key] for key in SCORES}, "origin": fingerprint(origin)}
+    return {"accuracy": {key: accuracy[key] for key in SCORES}, "origin": fingerprint(origin)}
 
 
 def sealed_limits(path: Path, topics: Mapping[str, Any]) -> Budget:

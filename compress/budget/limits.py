@@ -113,6 +113,11 @@ class Budget:
         """The limits on what can only be measured."""
         return tuple(limit for limit in self.limits if units.threads(limit.unit) is not None)
 
+    @property
+    def limits_file(self) -> bool:
+        """Whether any of them, a warning too, is on the bytes of the file."""
+        return any(limit.unit == "B" for limit in self.limits)
+
     def holds(self, cost: Cost) -> bool:
         """Tell whether every limit of level "error" on what is counted is kept."""
         return all(cost.of(limit.unit) <= limit.limit for limit in self.hard)

@@ -130,7 +130,7 @@ class Proof:
         """
         if not self._differs(names):
             return False
-        while self._way is not None and not self._chosen:
+        if self._way is not None and not self._chosen:
             first = self._way
             calm = next((way for way in (first, *self._ways) if way.calm), first)
             self._way, self._chosen = calm, True
