@@ -11,6 +11,9 @@ A message is a sentence: what, where, which values, what to do. Nobody sees a tr
 """
 
 import errno
+import sysconfig
+import traceback
+from pathlib import Path
 
 UNWRITABLE = tuple(  # of an OSError: nothing can be written there; not every system has every number
     getattr(errno, name)
@@ -53,6 +56,20 @@ class Interrupted(CompressError):
     """The run was stopped from outside; what it had is saved."""
 
     exit_code = 130
+
+
+def place_of(error: BaseException) -> str | None:
+    """The place in somebody else's code where an exception began, or passed on its way from a library; None where it
+    began in ours. Theirs is what lies neither here nor where Python and its packages are installed.
+    """
+    ours, installed = Path(__file__).parent, {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(ours) or path.resolve().is_relative_to(ours.resolve()):
+            return None
+        if path.is_file() and not any(path.is_relative_to(home) for home in installed):
+            return f"{path.name}, line {frame.lineno}, in {frame.name}():"[:-1]
+    return None
 
 
 def one_line(error: BaseException) -> str:

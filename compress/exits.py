@@ -6,7 +6,6 @@ The codes are those of `errors`. What is nobody's mistake but ours is 70, and it
 import os
 import signal
 import sys
-import sysconfig
 import tempfile
 import traceback
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Any
 import click
 
 from compress.console import hang_up, say
-from compress.errors import UNWRITABLE, ArtifactError, CompressError, Interrupted, UsageError, one_line
+from compress.errors import UNWRITABLE, ArtifactError, CompressError, Interrupted, UsageError, one_line, place_of
 from compress.packages import demand_for, of_error
 from compress.texts import visible
 
@@ -85,7 +84,7 @@ def _stopped(error: BaseException, ctx: click.Context) -> click.ClickException:
         return _Stopped(visible(str(error)), error.exit_code)
     if isinstance(error, CompressError):
         return _Stopped(str(error), error.exit_code)
-    if theirs := _of_whose(error):
+    if theirs := place_of(error):
         return _Stopped(f"{theirs} failed: {one_line(error)}", UsageError.exit_code)
     where = _keep_traceback(error, ctx.params.get("out") or f"compress-{ctx.info_name}")
     return _Stopped(f"{kind}: this is a fault of compress, not yours; {where}", CompressError.exit_code)
@@ -96,20 +95,6 @@ def _is_full(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         text in str(error) for text in ("allocate memory", "not enough memory")
     )
-
-
-def _of_whose(error: BaseException) -> str | None:
-    """The place in somebody else's code where an exception began, or passed on its way from a library; None where it
-    began in ours. Theirs is what lies neither here nor where Python and its packages are installed.
-    """
-    ours, installed = Path(__file__).parent, {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_relative_to(ours) or path.resolve().is_relative_to(ours.resolve()):
-            return None
-        if path.is_file() and not any(path.is_relative_to(home) for home in installed):
-            return f"{path.name}, line {frame.lineno}, in {frame.name}():"[:-1]
-    return None
 
 
 def _keep_traceback(error: BaseException, beside: str) -> str:

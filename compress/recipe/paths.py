@@ -12,13 +12,17 @@ KeyPath = tuple[str, ...]
 # Keys that hold a path, and those of an import path, which may name a file; "method" stands for each of "steps".
 WEIGHTS: set[KeyPath] = {("model", "weights"), ("train", "teacher", "weights")}
 PATHS: set[KeyPath] = {*WEIGHTS, ("data", "path"), ("method", "like"), ("method", "of"), ("model", "from")}
-CODE: set[KeyPath] = {("model", "factory"), ("train", "teacher", "factory"), ("method", "name")}
+CODE: set[KeyPath] = {("model", "factory"), ("train", "teacher", "factory"), ("method", "name"), ("data", "dataset")}
 CODE |= {("train", key) for key in ("loss", "metric", "step")}
 
 
 def own_files(recipe: Recipe) -> dict[str, Path]:
     """Return the user's own files of code and weights that a recipe names, as it says them: "./net.py:make", "w.pt"."""
-    sections: list[tuple[KeyPath, BaseModel | None]] = [(("model",), recipe.model), (("train",), recipe.train)]
+    sections: list[tuple[KeyPath, BaseModel | None]] = [
+        (("model",), recipe.model),
+        (("train",), recipe.train),
+        (("data",), recipe.data),
+    ]
     sections += [(("train", "teacher"), recipe.train.teacher), *((("method",), step) for step in recipe.methods)]
     said = [
         ((*name, key), getattr(table, key)) for name, table in sections if table for key in type(table).model_fields

@@ -127,12 +127,17 @@ class Model(Keys, json_schema_extra=_from):
 class Data(Keys):
     """The images: where they are, how they are split and how training varies them."""
 
-    source: Literal["digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100", "folder", "npz"] = "digits"
+    source: Literal["digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100", "folder", "npz", "own"] = "digits"
     """Data set; 'digits' ships with the package, so that a first run needs no download. An npz holds x_train, y_train,
     x_test, y_test and, if you like, x_val, y_val: images uint8 [N, H, W, C], or floats [N, C, ...] as of series and
     volumes; of a model with several inputs also x2_train, x2_test and so on: floats, or ids, which come as floats."""
     path: str | None = None
     """File (npz) or folder (others), relative to the recipe; null: its usual place, which npz and folder lack."""
+    dataset: Annotated[str, AfterValidator(import_path)] | None = None
+    """Callable that returns data sets of one's own, {"train": ..., "val": ..., "test": ...}, each with len() and [i]
+    giving (x, y), as torch's and torchvision's do: 'package.module:callable', or './file.py:callable' by the recipe."""
+    args: dict[str, JsonValue] = Field(default={})
+    """Keyword arguments of that callable; none by default."""
     download: bool = False
     """Fetch a missing data set; off, so that a run asks nothing of a network."""
     val: Annotated[float, BeforeValidator(number), AfterValidator(share_or_count(2, "images"))] = 0.1
@@ -160,10 +165,21 @@ class Data(Keys):
     size: Count | None = None
     """Resize a folder's images to this many pixels a side; null keeps them."""
     workers: Whole = 2
-    """Loading threads for folders too large for memory; 2 keep a small net on a small CPU fed."""
+    """Processes that read folders too large for memory and data sets of one's own; 2 keep a small net on a small CPU
+    fed, 0 reads in the run's own process, where a debugger stops."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_own(cls, given: Any) -> Any:
+        own = isinstance(given, dict) and given.get("dataset") is not None
+        return {"source": "own", **given} if own else given
 
     @model_validator(mode="after")
     def _has_place(self) -> Self:
+        if (self.source == "own") != (self.dataset is not None):
+            raise ValueError("dataset names data of one's own: leave out source, or write the dataset that it means")
+        if self.args and not self.dataset:
+            raise ValueError("args are those of a dataset of one's own, and none is named")
         if self.source in ("folder", "npz") and self.path is None:
             raise ValueError(f"the source '{self.source}' needs a path; write data.path, relative to the recipe")
         return self

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from compress.errors import UsageError
 from compress.reading.inputs import Batch, each, plainly
-from compress.training.folders import Files, read_folder
+from compress.training.folders import read_folder
+from compress.training.items import Items, read_own
 from compress.training.seeds import seed_of
 from compress.training.sources import TORCHVISION, Found, Source, read_npz, read_torchvision
 from compress.training.variation import blank, vary
@@ -189,7 +190,7 @@ def load(
     Validation images are held out of the training images, every class in proportion, unless the data has its own.
     Folders of more than `in_memory` bytes of uint8 images are read as they are needed. Raises UsageError.
     """
-    read = _found(keys, device, root, in_memory, targets)
+    read = _found(keys, device, root, in_memory, targets, seed)
     parts = {name: (source, torch.arange(len(source.labels))) for name, source in read.sources.items()}
     train, numbers = parts["train"]
     if "val" not in parts:
@@ -207,15 +208,15 @@ def load(
     factor = torch.tensor([1 / (train.scale * s) for s in std], device=device).view(axes)
     summand = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(axes)
     return Data(
-        name=keys.source,
+        name=keys.dataset or keys.source,
         classes=read.classes,
-        shape=plainly((train.shape, *(other.shape[1:] for other in train.others)) if train.others else train.shape),
+        shape=plainly((train.shape, *train.further) if train.further else train.shape),
         mean=mean,
         std=std,
         counts={name: len(parts[name][1]) if name in parts else 0 for name in ("train", "val", "test")},
         batch=batch,
         steps_per_epoch=len(numbers) // batch,
-        digest=_digest(keys.source, read.classes, parts, seen),
+        digest=_digest(keys.dataset or keys.source, read.classes, parts, seen),
         device=device,
         seed=seed,
         crop=keys.crop,
@@ -265,7 +266,9 @@ def _colours(source: str, shape: Sequence[int]) -> Literal["RGB", "gray", "as st
     return "RGB" if len(shape) == 3 and (source == "folder" or source in TORCHVISION) else "as stored"
 
 
-def _found(keys: "settings.Data", device: torch.device, root: Path, in_memory: int, targets: bool) -> Found:
+def _found(keys: "settings.Data", device: torch.device, root: Path, in_memory: int, targets: bool, seed: int) -> Found:
+    if keys.dataset:
+        return read_own(keys.dataset, keys.args, root, workers=keys.workers, seed=seed, device=device, targets=targets)
     if keys.source == "digits":
         return read_npz(Path(__file__).with_name("digits.npz"), device=device)
     path = None if keys.path is None else root / Path(keys.path).expanduser()
@@ -326,7 +329,9 @@ def _statistics(source: Source, numbers: Tensor) -> tuple[tuple[float, ...], tup
         histogram = _histogram(source, numbers)
         _refuse_blank(histogram)
         return *_moments(histogram), histogram.numpy().tobytes()
-    (arrays, *_), *_ = source.take([numbers])
+    many = isinstance(source, Items)
+    parts = [images for images, *_ in source.take(torch.split(_some(numbers) if many else numbers, 1024))]
+    arrays = torch.cat(parts)
     rows = arrays.cpu().numpy().astype("float64").swapaxes(0, 1).reshape(len(arrays[0]), -1)
     mean, std = (tuple(float(of) for of in each.astype("float32")) for each in (rows.mean(1), rows.std(1)))
     return mean, tuple(of or 1.0 for of in std), arrays.cpu().numpy().tobytes()
@@ -345,12 +350,17 @@ def _refuse_blank(histogram: Tensor) -> None:
 
 
 def _histogram(source: Source, numbers: Tensor) -> Tensor:
-    if isinstance(source, Files):
-        numbers = numbers[:: -(-len(numbers) // 4096)]  # 4,096 files are read; their mean is as good as all files'
+    if isinstance(source, Items):
+        numbers = _some(numbers)
     total = torch.zeros(source.shape[0], 256, dtype=torch.int64)
     for images, *_ in source.take(torch.split(numbers, 1024)):
         total += torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).cpu()
     return total
+
+
+def _some(numbers: Tensor) -> Tensor:
+    """At most 4,096 of those that are read one by one; their mean is as good as that of all."""
+    return numbers[:: -(-len(numbers) // 4096)]
 
 
 def _moments(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

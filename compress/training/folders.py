@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from compress.errors import UsageError
 from compress.packages import demand
+from compress.training.items import Items
+from compress.training.readers import Columns, Readers
 from compress.training.sources import Found, Memory, Source
 
 if TYPE_CHECKING:
@@ -35,59 +37,16 @@ SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("
 NAMED = 3  # classes, files at most
 
 
-class Files:
-    """Images read from files each time they are asked for, three batches ahead.
+@dataclass(frozen=True)
+class Picture:
+    """Reads an image file as uint8 [C, H, W] of one shape. Raises UsageError."""
 
-    In threads rather than in a DataLoader's processes: decoding runs outside the interpreter lock, threads cost nothing
-    to start at each call, and no process is forked from one that holds threads or a GPU.
-    """
+    shape: tuple[int, int, int]
+    resize: bool
+    background: str
 
-    others: tuple[Tensor, ...] = ()
-    scale = 255
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        labels: Tensor,
-        shape: tuple[int, int, int],
-        *,
-        resize: bool,
-        background: str,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        self.paths, self.labels = paths, labels.to(device)
-        self.shape: tuple[int, ...] = shape
-        self.resize, self.background, self.workers = resize, background, max(1, workers)
-
-    def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """See Source; raises UsageError at a file that is no image or of another size."""
-        ahead: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            for some in numbers:
-                ahead.append((some, [pool.submit(self._read, self.paths[i]) for i in some.tolist()]))
-                if len(ahead) > 3:
-                    yield self._ready(*ahead.popleft())
-            while ahead:
-                yield self._ready(*ahead.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def held(self) -> Memory:
-        """Read all images into memory."""
-        images = torch.empty(len(self.paths), *self.shape, dtype=torch.uint8)
-        parts = torch.split(torch.arange(len(self.paths)), 256)
-        for at, (some, _) in zip(parts, self.take(parts), strict=True):
-            images[at] = some.cpu()
-        return Memory(images, self.labels, self.labels.device)
-
-    def _ready(self, some: Tensor, images: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
-        device = self.labels.device
-        read = torch.stack([image.result() for image in images])
-        return read.to(device), self.labels.index_select(0, some.to(device))
-
-    def _read(self, path: Path) -> Tensor:
+    def __call__(self, path: Path) -> Columns:
+        """Read one; raises UsageError at what is no image, has more than 8 bits, or is of another size."""
         from PIL import Image
 
         channels, height, width = self.shape
@@ -109,7 +68,7 @@ class Files:
                 f"{path} is {image.width} x {image.height} pixels (width x height), but the first image is "
                 f"{width} x {height}; set data.size to resize all of them."
             )
-        return torch.from_numpy(np.array(image)).view(height, width, channels).permute(2, 0, 1)
+        return (np.ascontiguousarray(np.array(image).reshape(height, width, channels).transpose(2, 0, 1)),)
 
 
 def read_folder(
@@ -143,15 +102,24 @@ def read_folder(
     files = {split: [file for same in by_class.values() for file in same] for split, by_class in listed.items()}
     shape = _shape(files["train"], size)
     fits = sum(map(len, files.values())) * shape[0] * shape[1] * shape[2] <= in_memory
-    sources: dict[str, Source] = {}
+    read, sources = Picture(shape, size is not None, background), dict[str, Source]()
+    readers = Readers(read, workers)
     for split, paths in files.items():
         labels = torch.tensor([classes.index(name) for name, same in listed[split].items() for _ in same])
-        source = Files(
-            paths, labels, shape, resize=size is not None, background=background, workers=workers, device=device
-        )
-        if paths:
-            sources[split] = source.held() if fits else source
+        if paths and fits:
+            sources[split] = Memory(_all(read, paths, workers), labels, device)
+        elif paths:
+            sources[split] = Items(readers, paths, labels, like=read(paths[0]), device=device)
     return Found(classes, sources, tuple(notes))
+
+
+def _all(read: Picture, paths: Sequence[Path], workers: int) -> Tensor:
+    """All images in memory: by threads, which cost nothing to start, and decode outside the interpreter's lock."""
+    images = torch.empty(len(paths), *read.shape, dtype=torch.uint8)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for at, (image,) in enumerate(pool.map(read, paths)):
+            images[at] = torch.from_numpy(image)
+    return images
 
 
 def _listed(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:

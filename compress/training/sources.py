@@ -40,13 +40,16 @@ class Source(Protocol):
     """Images that are asked for by number, with what else a model is given beside each of them."""
 
     labels: Tensor
-    """int64 [N] on the device; or what is to be predicted for each image, float32 or int64 [N, ...]."""
+    """int64 [N] on the device; or what is to be predicted for each image, float32 or int64 [N, ...]; [N, 0, ...] where
+    that is read with each image."""
     shape: tuple[int, ...]
     """(C, H, W) of every image; (C, ...) of other arrays."""
     scale: int
     """What 1 is stored as: 255 in images uint8, 1 in arrays of floats."""
+    further: Sequence[tuple[int, ...]]
+    """The shape of one of each further input of a model that has several."""
     others: tuple[Tensor, ...]
-    """The further inputs of a model that has several, float32 [N, ...] each, on the device."""
+    """Those inputs, float32 [N, ...] each, on the device, as far as they are held."""
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """For each int64 [n] (CPU) yield (images uint8 [n, C, H, W] or arrays float32 [n, C, ...], *others, labels
@@ -71,6 +74,7 @@ class Memory:
         self.images, self.labels = images.to(device), labels.to(device)
         self.others = tuple(other.to(device) for other in others)
         self.shape = tuple(images.shape[1:])
+        self.further: Sequence[tuple[int, ...]] = [tuple(other.shape[1:]) for other in others]
         self.scale = 255 if images.dtype == torch.uint8 else 1
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -92,6 +96,7 @@ class Mapped:
         self.images, self.labels = images, labels.to(device)
         self.others = tuple(other.to(device) for other in others)
         self.shape = tuple(images.shape[1:])
+        self.further: Sequence[tuple[int, ...]] = [tuple(other.shape[1:]) for other in others]
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """See Source."""
@@ -167,7 +172,7 @@ def _checked(
             count = 0
             _check_target(where, split, x, y, arrays["train"][1])
         else:
-            count = _check_labels(where, split, x, y, count)
+            count = check_labels(where, split, len(x), y, count)
         shape = shape or x.shape[1:]
         if x.shape[1:] != shape or x.dtype.kind != arrays["train"][0].dtype.kind:
             here, there = f"{x.dtype} {list(x.shape[1:])}", f"{arrays['train'][0].dtype} {list(shape)}"
@@ -206,7 +211,7 @@ def _numbers(where: str, split: str, x: NDArray[Any]) -> Tensor:
             f"{where}: x_{split} is {x.dtype} {list(x.shape)}; expected floats [N, C, ...], as [N, C, L] of series or "
             "[N, C, D, H, W] of volumes, with one row for each label."
         )
-    tensor = _float32(where, f"x_{split}", x)
+    tensor = torch.from_numpy(in_float32(where, f"x_{split}", x))
     if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1] and x.shape[1] == x.shape[2]:
         raise UsageError(
             f"{where}: x_{split} is {x.dtype} {list(x.shape)}, which looks like [N, H, W, C]; floats are taken with "
@@ -224,15 +229,16 @@ def _further(where: str, name: str, x: NDArray[Any], shape: tuple[int, ...]) -> 
         )
     if x.dtype.kind in "iu" and (int(x.max()) > EXACT or int(x.min()) < -EXACT):
         raise UsageError(f"{where}: {name} holds whole numbers above {EXACT:,}, which float32 does not hold exactly.")
-    return _float32(where, name, x)
+    return torch.from_numpy(in_float32(where, name, x))
 
 
-def _float32(where: str, name: str, x: NDArray[Any]) -> Tensor:
+def in_float32(where: str, name: str, x: NDArray[Any]) -> NDArray[np.float32]:
+    """Numbers as float32. Raises UsageError where one is not finite there."""
     with np.errstate(over="ignore"):
-        tensor = torch.from_numpy(x.astype(np.float32))
-    if not tensor.isfinite().all():
+        found = x.astype(np.float32)
+    if not np.isfinite(found).all():
         raise UsageError(f"{where}: {name} holds numbers that are not finite in float32.")
-    return tensor
+    return found
 
 
 def _is_target(y: NDArray[Any]) -> bool:
@@ -244,15 +250,15 @@ def _check_target(where: str, split: str, x: NDArray[Any], y: NDArray[Any], like
     got, want = f"{y.dtype} {list(y.shape)}", f"{like.dtype} {[len(x), *like.shape[1:]]}"
     if got != want:
         raise UsageError(f"{where}: y_{split} is {got}; expected {want}, one for each image and all as y_train.")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise UsageError(f"{where}: y_{split} holds numbers that are not finite.")
+    if y.dtype.kind == "f":
+        in_float32(where, f"y_{split}", y)
 
 
-def _check_labels(where: str, split: str, x: NDArray[Any], y: NDArray[Any], count: int) -> int:
-    """The number of classes, which the training labels tell when nothing else does."""
-    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+def check_labels(where: str, split: str, images: int, y: NDArray[Any], count: int) -> int:
+    """The number of classes, which the training labels tell when nothing else does. Raises UsageError."""
+    if y.dtype.kind not in "iu" or y.shape != (images,):
         raise UsageError(
-            f"{where}: y_{split} is {y.dtype} {list(y.shape)}; expected a whole number for each of {len(x)} images."
+            f"{where}: y_{split} is {y.dtype} {list(y.shape)}; expected a whole number for each of {images} images."
         )
     seen = np.unique(y)
     count = count or len(seen)
