@@ -46,15 +46,16 @@ class Picture:
     background: str
 
     def __call__(self, path: Path) -> Columns:
-        """Read one; raises UsageError at what is no image, has more than 8 bits, or is of another size."""
-        from PIL import Image
+        """Read one, upright; raises UsageError at what is no image, has more than 8 bits, or is of another size."""
+        from PIL import Image, ImageOps
 
         channels, height, width = self.shape
         try:
             with Image.open(path) as opened:
                 if opened.mode[0] in "IF":
                     raise UsageError(f"{path} has more than 8 bits a pixel and channel; convert it to 8 bits.")
-                image = _composed(opened, self.background).convert("L" if channels == 1 else "RGB")
+                upright = ImageOps.exif_transpose(opened)  # as a camera's note on how it was held says
+                image = _composed(upright, self.background).convert("L" if channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UsageError(f"{path} cannot be read as an image ({error}); replace or remove it.") from error
         if self.resize:  # the shorter side to the size wanted, then the middle
@@ -209,13 +210,14 @@ def _composed(image: Image.Image, background: str) -> Image.Image:
 
 
 def _shape(paths: Sequence[Path], size: int | None) -> tuple[int, int, int]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     first, gray = None, True
     for path in paths[:: -(-len(paths) // 64)]:  # 64 headers tell gray from colour
         try:
             with Image.open(path) as image:
-                first, gray = first or image.size, gray and image.mode in ("1", "L", "LA")
+                first = first or ImageOps.exif_transpose(image).size
+                gray = gray and image.mode in ("1", "L", "LA")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UsageError(f"{path} cannot be read as an image ({error}); replace or remove it.") from error
     width, height = (size, size) if size else first or (0, 0)

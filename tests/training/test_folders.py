@@ -132,3 +132,19 @@ def test_a_set_in_which_all_pixels_are_equal_is_refused(root: Path) -> None:
         Image.new("RGB", (6, 6), (3, 3, 3)).save(path)
     with pytest.raises(UsageError, match="All pixels of the training images are equal, 3 of 255"):
         loaded(root)
+
+
+def test_pictures_that_a_camera_held_sideways_are_read_upright(root: Path) -> None:
+    upright = np.zeros((4, 6, 3), np.uint8)
+    upright[0] = 255  # light above
+    for file in root.rglob("*.png"):
+        file.unlink()
+        lying = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter, clockwise, when it is shown
+        lying.save(file, exif=exif)
+    data = loaded(root)
+    images = data.raw("test", 1)
+    assert isinstance(images, torch.Tensor)
+    assert images.shape == (1, 3, 4, 6)
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), upright)
