@@ -240,7 +240,13 @@ class _Draft:
 
     def _data(self, target: Path) -> Iterator[Commented]:
         yield "data:", ""
-        yield f"  source: {self.source['source']}", f"{self.facts.train:,} training images"
+        images = f"{self.facts.train:,} training images"
+        if own := self.source.get("dataset"):
+            file, _, name = own.rpartition(":")
+            named = f"{_relative(file, target)}:{name}" if file.endswith(".py") else own
+            yield f"  dataset: {_yaml(named)}", f"a function that returns data sets: {images}"
+        else:
+            yield f"  source: {self.source['source']}", images
         if self.source["source"] in COUNTS:
             yield "  download: true", "fetch them where they are not in their usual place"
         if self.source.get("path"):
@@ -251,6 +257,8 @@ class _Draft:
             yield "  val: 0.1", "fraction of the training images held out, for decisions"
         if self.choice:
             yield from self.choice.data
+        elif own:
+            yield "  crop: 0", "its own transforms vary the images; more is varied by crop and flip"
         else:
             yield f"  crop: {self.facts.image[1] // 8}", "pixels of zero padding before a random crop"
             yield "  flip: false", "true mirrors half of the training images; not where left and right differ"

@@ -364,8 +364,9 @@ def recipes(name: str | None, as_json: bool) -> int:
 @click.option("--out", default="recipe.yaml", show_default=True, help="File to write, which must not exist.")
 def init(names: tuple[str, ...], out: str, **given: Any) -> int:
     """Write a first recipe, with every key explained, for a model (package.module:callable or ./file.py:callable) and
-    DATA: digits or another known set, a .npz file, or a folder with train/CLASS/NAME.png. Without a model, one is
-    chosen for the data and the budget, its widths and its training too, and it is said why.
+    DATA: digits or another known set, a .npz file, a folder with train/CLASS/NAME.png, or ./file.py:callable for data
+    sets of your own. Without a model, one is chosen for the data and the budget, its widths and its training too, and
+    it is said why.
     """
     from compress._init import init as draft
 

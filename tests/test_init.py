@@ -176,6 +176,15 @@ def test_images_are_a_known_set_or_a_folder_or_a_file(data: str, says: dict[str,
     assert source_of(data, 32) == says | path
 
 
+def test_images_are_what_a_callable_returns() -> None:
+    Path("sets.py").touch()
+    assert source_of("./sets.py:build") == {"source": "own", "dataset": f"{Path('sets.py').absolute()}:build"}
+    assert source_of("pkg.sets:build") == {"source": "own", "dataset": "pkg.sets:build"}
+    for lacking in ("./other.py:build", "./sets.py:", "pkg.sets:2"):
+        with pytest.raises(UsageError, match="names no images"):
+            source_of(lacking)
+
+
 @pytest.mark.parametrize("data", ["nowhere", "x.npz", "net.py", ""])
 def test_anything_else_names_no_images(data: str) -> None:
     with pytest.raises(UsageError, match="names no images; give digits, mnist"):

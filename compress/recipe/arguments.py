@@ -12,15 +12,15 @@ from compress.recipe import settings
 from compress.recipe.settings import Recipe
 
 SETS = tuple(
-    name for name in get_args(settings.Data.model_fields["source"].annotation) if name not in ("folder", "npz")
+    name for name in get_args(settings.Data.model_fields["source"].annotation) if name not in ("folder", "npz", "own")
 )
 
 
 def source_of(data: str, size: int | None = None) -> dict[str, Any]:
     """Return what a recipe's `data` says for images named on the command line, with an absolute path.
 
-    A known set ("digits", "cifar10"), an .npz file, or a folder with train/CLASS/NAME.png, whose images are resized to
-    `size` pixels a side. Raises UsageError for anything else.
+    A known set ("digits", "cifar10"), an .npz file, a folder with train/CLASS/NAME.png, whose images are resized to
+    `size` pixels a side, or what builds data sets of one's own. Raises UsageError for anything else.
     """
     path = Path(data).expanduser()
     if data in SETS:
@@ -29,7 +29,17 @@ def source_of(data: str, size: int | None = None) -> dict[str, Any]:
         return {"source": "folder", "path": str(path.absolute()), "size": size}
     if path.suffix == ".npz" and path.is_file():
         return {"source": "npz", "path": str(path.absolute())}
-    raise UsageError(f"{data!r} names no images; give {', '.join(SETS)}, an .npz file, or a folder of images.")
+    file, colon, name = data.rpartition(":")
+    if colon and name.isidentifier():
+        code = Path(file).expanduser()
+        if code.suffix == ".py" and code.is_file():
+            return {"source": "own", "dataset": f"{code.absolute()}:{name}"}
+        if all(part.isidentifier() for part in file.split(".")):
+            return {"source": "own", "dataset": data}
+    raise UsageError(
+        f"{data!r} names no images; give {', '.join(SETS)}, an .npz file, a folder of images, or ./file.py:callable "
+        "that returns data sets."
+    )
 
 
 def beside(factory: str) -> tuple[str, Path]:

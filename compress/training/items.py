@@ -99,17 +99,19 @@ class Own:
             build = locate(self.factory, self.folder, "data.dataset")
             try:
                 with undisturbed():
-                    self._made = dict(build(**self.args))
+                    made = build(**self.args)
             except Exception as error:
                 where = place_of(error) or self.factory
                 raise UsageError(f"data.dataset: {where} failed: {one_line(error)}") from None
-            odd = [name for name in self._made if name not in SPLITS]
-            if odd or "train" not in self._made or not all(_is_dataset(of) for of in self._made.values()):
+            parts = made if isinstance(made, Mapping) else {}
+            if "train" not in parts or {*parts} - {*SPLITS} or not all(_is_dataset(of) for of in parts.values()):
+                held = ", ".join(f"{name!r}: {type(of).__name__}" for name, of in parts.items())
                 raise UsageError(
                     f"data.dataset: {self.factory} must return {{'train': ..., 'val': ..., 'test': ...}}, of which val "
-                    "and test may be left out, each with len() of it and [i]; it returned "
-                    + (", ".join(f"{name!r}: {type(of).__name__}" for name, of in self._made.items()) or "nothing")
+                    f"and test may be left out, each with len() of it and [i]; it returned {type(made).__name__}"
+                    + (f" with {held}" if held else "")
                 )
+            self._made = dict(parts)
         return self._made
 
     def __call__(self, key: tuple[str, int]) -> Columns:
