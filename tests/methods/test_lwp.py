@@ -156,6 +156,12 @@ def test_the_plan_refuses_more_children_than_a_batch_feeds() -> None:
         plan(recipe(method={"children": 30}))
 
 
+def test_the_plan_refuses_a_search_that_ends_before_all_layers_are_released() -> None:
+    with pytest.raises(UsageError, match="7 steps is too short to release 4 layers, 2 steps each: that takes 8 steps"):
+        plan(recipe(method={"search": "7 steps"}))
+    assert plan(recipe(method={"search": "8 steps"})).feasible
+
+
 def test_the_published_preset_has_the_papers_values() -> None:
     said = Lwp.model_validate({"preset": "published", "gamma": 1})
     assert (said.alpha, said.gamma, said.children, said.over, said.fill) == (2.0, 1.0, 1, 0.0, False)

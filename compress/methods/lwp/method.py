@@ -63,8 +63,15 @@ class LWP(Method[State]):
         prune(surgeon, wiring.cuts_of(~wiring.full))
 
     def check(self, budget: Budget, batch: int, smallest: Surgeon, full: nn.Module) -> None:
-        """Raise UsageError for a limit that connections have no price for, and for more children than a batch feeds."""
+        """Raise UsageError for a limit that connections have no price for, for a search too short to release all,
+        as far as that is known without data, and for more children than a batch feeds.
+        """
         refuse_units(budget)
+        search, release = self.settings.search, self.settings.release
+        if search is not None and search.unit == release.unit:
+            self._refuse_short(
+                search.count, len(Wiring.read(full, smallest.graph.shape).layers), release.count, search.unit
+            )
         if batch < FEWEST * (children := self.settings.children):
             raise UsageError(
                 f"method.children: {children} networks share a batch of {batch} images, and each needs {FEWEST}; "
@@ -78,13 +85,17 @@ class LWP(Method[State]):
         """
         wiring, s = self._wiring(lab), self.settings
         refuse(wiring, len(wiring.full), lab.budget)
-        if self._steps(lab, "search") < (least := s.release.steps(lab.epoch) * len(wiring.layers)):
-            raise UsageError(
-                f"method.search: {s.search} is too short to release {len(wiring.layers)} layers, {s.release} each: "
-                f"that takes {least} steps; write at least as many, or null"
-            )
+        self._refuse_short(self._steps(lab, "search"), len(wiring.layers), s.release.steps(lab.epoch), "steps")
         self.ready(lab, State())
         return self._next(lab, State(at=-1))
+
+    def _refuse_short(self, search: float, layers: int, release: float, unit: str) -> None:
+        s, least = self.settings, release * layers
+        if search < least:
+            raise UsageError(
+                f"method.search: {s.search} is too short to release {layers} layers, {s.release} each: that takes "
+                f"{least:g} {unit}; write at least as many, or null"
+            )
 
     def step(self, lab: Lab, state: State) -> State:
         """Train up to the next checkpoint, or choose the child."""
