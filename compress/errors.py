@@ -62,8 +62,13 @@ def place_of(error: BaseException) -> str | None:
     """The place in somebody else's code where an exception began, or passed on its way from a library; None where it
     began in ours. Theirs is what lies neither here nor where Python and its packages are installed.
     """
+    return place_in(traceback.extract_tb(error.__traceback__))
+
+
+def place_in(stack: traceback.StackSummary) -> str | None:
+    """The same of any stack of calls, the innermost last."""
     ours, installed = Path(__file__).parent, {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    for frame in reversed(stack):
         path = Path(frame.filename)
         if path.is_relative_to(ours) or path.resolve().is_relative_to(ours.resolve()):
             return None

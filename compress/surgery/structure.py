@@ -11,6 +11,8 @@ import importlib.util
 import json
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -20,12 +22,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.errors import ArtifactError, UsageError
+from compress.errors import ArtifactError, UsageError, place_in
 from compress.surgery.numbers import remembered
 from compress.surgery.plain import plain
 from compress.surgery.stages import Depths, arrange
 from compress.surgery.tensors import fit
 from compress.surgery.wires import Cuts, cuts_in, rewire
+
+PATIENCE = 60.0  # seconds that somebody else's code may take before it is said where it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +159,26 @@ def undisturbed() -> Iterator[None]:
     what it prints goes where it mixes with no result.
     """
     home, dtype, device = Path.cwd(), torch.get_default_dtype(), torch.get_default_device()
+    watch = threading.Timer(PATIENCE, _tell_of, [threading.get_ident()])
+    watch.daemon = True
+    watch.start()
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        watch.cancel()
         os.chdir(home)
         if torch.get_default_dtype() != dtype:
             torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
             torch.set_default_device(device)
+
+
+def _tell_of(thread: int) -> None:
+    """Say where somebody else's code is that does not end: it may wait for a network, or for ever."""
+    if frame := sys._current_frames().get(thread):
+        where = place_in(traceback.extract_stack(frame)) or "code of a package"
+        print(f"compress: {where} has not ended for {PATIENCE:g} s; still waiting, Ctrl-C stops.", file=sys.stderr)
 
 
 def _from_file(path: Path) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compress import models
 from compress.errors import ArtifactError, UsageError
 from compress.reading.graph import read
+from compress.surgery import structure
 from compress.surgery.structure import Structure, construct, locate
 from compress.surgery.surgeon import Surgeon
 from compress.surgery.survey import survey
@@ -189,3 +190,16 @@ def test_factories_that_cannot_be_used_are_refused_with_the_reason(
     (tmp_path / "wrong.py").write_text("def make(:\n")
     with pytest.raises(UsageError, match=why):
         construct(factory, args, tmp_path)
+
+
+def test_a_factory_that_does_not_end_is_told_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = "import threading, torch\n\ndef make(seconds):\n    threading.Event().wait(seconds)\n"
+    code += "    return torch.nn.Linear(2, 2)\n"
+    (tmp_path / "slow.py").write_text(code)
+    construct("./slow.py:make", {"seconds": 0.0}, tmp_path)
+    assert not capfd.readouterr().err
+    monkeypatch.setattr(structure, "PATIENCE", 0.05)
+    construct("./slow.py:make", {"seconds": 1.0}, tmp_path)
+    assert "compress: slow.py, line 4, in make() has not ended for 0.05 s" in capfd.readouterr().err
