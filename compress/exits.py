@@ -76,6 +76,8 @@ def _stopped(error: BaseException, ctx: click.Context) -> click.ClickException:
     elif isinstance(error, OSError) and error.errno in UNWRITABLE:
         where = f"{error.filename}: " if error.filename else ""
         error = UsageError(f"{where}{error.strerror}.")
+    elif removed := _removed(error):
+        error = UsageError(f"{removed} was removed while this command worked in it; begin anew.")
     elif isinstance(error, MemoryError) or kind == "OutOfMemoryError" or _is_full(error):
         error = UsageError("Out of memory; take a smaller train.batch, or a machine with more.")
     elif lacking := of_error(error):
@@ -88,6 +90,13 @@ def _stopped(error: BaseException, ctx: click.Context) -> click.ClickException:
         return _Stopped(f"{theirs} failed: {one_line(error)}", UsageError.exit_code)
     where = _keep_traceback(error, ctx.params.get("out") or f"compress-{ctx.info_name}")
     return _Stopped(f"{kind}: this is a fault of compress, not yours; {where}", CompressError.exit_code)
+
+
+def _removed(error: BaseException) -> Path | None:
+    """The folder that was worked in, where somebody removed it meanwhile."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
+        return None
+    return next((p for p in Path(error.filename).parents if p.suffix == ".partial" and not p.exists()), None)
 
 
 def _is_full(error: BaseException) -> bool:

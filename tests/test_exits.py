@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from compress.cli import main
 
 NET = """
-import os, sys, torch
+import os, shutil, sys, torch
 from torch import nn
 from compress.models import vgg
 
@@ -47,6 +47,15 @@ class Greedy(Net):
         if self.training and not x.is_meta:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return self.net(x)
+
+class Removes(Net):
+    def forward(self, x):
+        if self.training and not x.is_meta:
+            shutil.rmtree("gone.partial", ignore_errors=True)
+        return self.net(x)
+
+def removes():
+    return Removes(0)
 
 def greedy():
     return Greedy(0)
@@ -152,3 +161,9 @@ def test_a_batch_of_one_is_refused_where_a_batch_norm_would_see_one_value() -> N
     code, _, line = told("lonely", "--set", "train.batch=1", "--set", "method={name: l1}", command="plan")
     assert code == 2
     assert line.startswith("compress: train.batch: 1 is too small for the model's batch norms")
+
+
+def test_a_folder_that_is_removed_while_it_is_worked_in_is_no_fault_of_ours(shop: Path) -> None:
+    code, _, said = told("removes", "--out", "gone")
+    assert code == 2
+    assert "gone.partial was removed while this command worked in it; begin anew." in said
