@@ -256,11 +256,12 @@ KINDS: dict[str, tuple[int, Callable[[Path, int, random.Random], Outcome]]] = { 
 def page() -> str:
     """The table, and what went wrong."""
     tried, bad, wrong = Counter[str](), Counter[str](), list[str]()
-    for row in rows_in(ROWS):
+    rows = rows_in(ROWS)
+    for row in rows:
         tried[row["what"]] += row["tried"]
         bad[row["what"]] += len(row["wrong"])
         wrong += [f"- {row['kind']} {row['turn']}, {row['what']}: {told}" for told in row["wrong"]]
-    there = Counter(row["kind"] for row in rows_in(ROWS))
+    there = Counter(row["kind"] for row in rows)
     lacking = [
         f"{many - there[kind]} of {many} rows of {kind}" for kind, (many, _) in KINDS.items() if there[kind] < many
     ]

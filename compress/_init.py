@@ -164,7 +164,7 @@ def _read(text: str, target: Path) -> Recipe:
 
 
 def _from_recipe(factory: str, folder: Path, target: Path) -> str:
-    """The factory as a recipe at `target` names it."""
+    """The factory, or what returns data sets, as a recipe at `target` names it."""
     file, _, name = factory.rpartition(":")
     return f"{_relative(folder / file, target)}:{name}" if file.endswith(".py") else factory
 
@@ -242,9 +242,10 @@ class _Draft:
         yield "data:", ""
         images = f"{self.facts.train:,} training images"
         if own := self.source.get("dataset"):
-            file, _, name = own.rpartition(":")
-            named = f"{_relative(file, target)}:{name}" if file.endswith(".py") else own
-            yield f"  dataset: {_yaml(named)}", f"a function that returns data sets: {images}"
+            yield (
+                f"  dataset: {_yaml(_from_recipe(own, Path(), target))}",
+                f"a function that returns data sets: {images}",
+            )
         else:
             yield f"  source: {self.source['source']}", images
         if self.source["source"] in COUNTS:

@@ -329,9 +329,7 @@ def _statistics(source: Source, numbers: Tensor) -> tuple[tuple[float, ...], tup
         histogram = _histogram(source, numbers)
         _refuse_blank(histogram)
         return *_moments(histogram), histogram.numpy().tobytes()
-    many = isinstance(source, Items)
-    parts = [images for images, *_ in source.take(torch.split(_some(numbers) if many else numbers, 1024))]
-    arrays = torch.cat(parts)
+    arrays = torch.cat([images for images, *_ in source.take(torch.split(_some(source, numbers), 1024))])
     rows = arrays.cpu().numpy().astype("float64").swapaxes(0, 1).reshape(len(arrays[0]), -1)
     mean, std = (tuple(float(of) for of in each.astype("float32")) for each in (rows.mean(1), rows.std(1)))
     return mean, tuple(of or 1.0 for of in std), arrays.cpu().numpy().tobytes()
@@ -350,17 +348,15 @@ def _refuse_blank(histogram: Tensor) -> None:
 
 
 def _histogram(source: Source, numbers: Tensor) -> Tensor:
-    if isinstance(source, Items):
-        numbers = _some(numbers)
     total = torch.zeros(source.shape[0], 256, dtype=torch.int64)
-    for images, *_ in source.take(torch.split(numbers, 1024)):
+    for images, *_ in source.take(torch.split(_some(source, numbers), 1024)):
         total += torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).cpu()
     return total
 
 
-def _some(numbers: Tensor) -> Tensor:
-    """At most 4,096 of those that are read one by one; their mean is as good as that of all."""
-    return numbers[:: -(-len(numbers) // 4096)]
+def _some(source: Source, numbers: Tensor) -> Tensor:
+    """All that are held; at most 4,096 of those that are read one by one: their mean is as good as that of all."""
+    return numbers[:: -(-len(numbers) // 4096)] if isinstance(source, Items) else numbers
 
 
 def _moments(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

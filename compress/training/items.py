@@ -48,12 +48,11 @@ class Items:
         self, readers: Readers, keys: Sequence[Hashable], labels: Tensor, *, like: Columns, device: torch.device,
         seed: int = 0,
     ) -> None:  # fmt: skip
-        """`like` is one item as it is read, with its label last where labels [N, 0, ...] hold none."""
+        """`like` are the inputs of one item. Its label, read behind them, counts where `labels` hold none."""
         self.readers, self.keys, self.labels, self.seed = readers, keys, labels.to(device), seed
         self.holds = labels.dim() == 1
-        inputs = like if self.holds else like[:-1]
-        self.shape: tuple[int, ...] = tuple(inputs[0].shape)
-        self.further: Sequence[tuple[int, ...]] = [tuple(of.shape) for of in inputs[1:]]
+        self.shape: tuple[int, ...] = tuple(like[0].shape)
+        self.further: Sequence[tuple[int, ...]] = [tuple(of.shape) for of in like[1:]]
         self.scale = 255 if like[0].dtype == np.uint8 else 1
 
     def take(self, numbers: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -76,7 +75,7 @@ class Items:
         device = self.labels.device
         columns = [torch.from_numpy(column).to(device) for column in asked.result()]
         if self.holds:
-            columns.append(self.labels.index_select(0, some.to(device)))
+            columns[1 + len(self.further) :] = [self.labels.index_select(0, some.to(device))]
         return tuple(columns)
 
 
@@ -87,7 +86,6 @@ class Own:
     factory: str
     args: Mapping[str, Any]
     folder: Path
-    labelled: bool = True  # whether labels are read, too
     _made: dict[str, Any] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,7 +121,7 @@ class Own:
         *inputs, y = item
         where = f"data.dataset: {split}[{number}]"
         columns = [_image(where, inputs[0]), *(_numbers(where, of) for of in inputs[1:])]
-        return (*columns, _label(where, y)) if self.labelled else tuple(columns)
+        return (*columns, _label(where, y))
 
 
 def read_own(
@@ -149,7 +147,7 @@ def read_own(
     held = like[-1].ndim == 0 and like[-1].dtype.kind == "i" if targets else like[-1].ndim < 2
     if not held:
         empty = {s: torch.empty(len(of), 0, *first[s][-1].shape[1:]) for s, of in made.items()}
-        return Found((), {s: _source(readers, s, empty[s], first[s], device, seed) for s in made})
+        return Found((), {s: _source(readers, s, empty[s], like, device, seed) for s in made})
     labels, notes = _labels(made, readers)
     names: tuple[str, ...] = ()
     if not targets:
@@ -161,17 +159,15 @@ def read_own(
     count = len(names)
     for split, y in labels.items():
         count = check_labels(factory, split, len(made[split]), y, count)
-    readers = Readers(Own(factory, args, folder, labelled=False), workers)
     sources = {
-        s: _source(readers, s, torch.from_numpy(y.astype(np.int64)), first[s][:-1], device, seed)
-        for s, y in labels.items()
+        s: _source(readers, s, torch.from_numpy(y.astype(np.int64)), like, device, seed) for s, y in labels.items()
     }
     return Found(names or tuple(map(str, range(count))), sources, notes)
 
 
 def _source(readers: Readers, split: str, labels: Tensor, like: Columns, device: torch.device, seed: int) -> Source:
     keys = [(split, number) for number in range(len(labels))]
-    return Items(readers, keys, labels, like=like, device=device, seed=seed)
+    return Items(readers, keys, labels, like=like[:-1], device=device, seed=seed)
 
 
 def _one(readers: Readers, split: str) -> Columns:

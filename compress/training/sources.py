@@ -227,13 +227,13 @@ def _further(where: str, name: str, x: NDArray[Any], shape: tuple[int, ...]) -> 
         raise UsageError(
             f"{where}: {name} is {x.dtype} {list(x.shape)}; expected floats or ids {want}, one row for each image."
         )
-    if x.dtype.kind in "iu" and (int(x.max()) > EXACT or int(x.min()) < -EXACT):
-        raise UsageError(f"{where}: {name} holds whole numbers above {EXACT:,}, which float32 does not hold exactly.")
     return torch.from_numpy(in_float32(where, name, x))
 
 
 def in_float32(where: str, name: str, x: NDArray[Any]) -> NDArray[np.float32]:
-    """Numbers as float32. Raises UsageError where one is not finite there."""
+    """Numbers as float32. Raises UsageError where one is not finite there, or a whole one not exact."""
+    if x.dtype.kind in "iu" and x.size and (int(x.max()) > EXACT or int(x.min()) < -EXACT):
+        raise UsageError(f"{where}: {name} holds whole numbers above {EXACT:,}, which float32 does not hold exactly.")
     with np.errstate(over="ignore"):
         found = x.astype(np.float32)
     if not np.isfinite(found).all():

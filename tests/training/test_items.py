@@ -130,6 +130,12 @@ def test_targets_and_further_inputs_come_with_each_item(own: Path) -> None:
     assert x[1].tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
+def test_ids_that_float32_does_not_hold_are_refused(own: Path) -> None:
+    (own / "data.py").write_text(SETS.replace("[number, number]", "[number, 2**24 + 1]"))
+    with pytest.raises(UsageError, match="whole numbers above 16,777,216, which float32 does not hold exactly"):
+        loaded(own, kind="two")
+
+
 def test_validation_images_are_held_out_where_there_are_none(own: Path) -> None:
     assert loaded(own, "alone", count=12).counts == {"train": 9, "val": 3, "test": 0}
 
